@@ -1,0 +1,1 @@
+"""Danlu: one padding-free training system."""

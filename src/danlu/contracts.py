@@ -1,0 +1,240 @@
+"""The few types everything meets through."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from danlu.config import Config
+from danlu.packed import Packed, Sight, Targets
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A forest and what it is to predict.
+
+    The smallest one is a *group*: what must be seen together (a document; later a pair, the rollouts of a prompt). A *pack* is
+    several groups joined.
+
+    Attributes:
+        packed: the forest.
+        targets: its targets.
+        num_samples: how many samples it holds.
+        num_bytes: how many bytes of text its targets stand for; 0 where that means nothing.
+        origin: where each group comes from ("file:line").
+    """
+
+    packed: Packed
+    targets: Targets
+    num_samples: int = 1
+    num_bytes: float = 0.0
+    origin: tuple[str, ...] = ()
+
+    @staticmethod
+    def join(groups: Sequence[Batch]) -> Batch:
+        """Several groups as one pack; none at all make an empty one."""
+        starts = torch.tensor([0, *(len(g.packed) for g in groups)]).cumsum(0).tolist()
+        return Batch(
+            Packed.join([g.packed for g in groups]),
+            Targets.join([g.targets for g in groups], starts[:-1]),
+            sum(g.num_samples for g in groups),
+            sum(g.num_bytes for g in groups),
+            tuple(place for g in groups for place in g.origin),
+        )
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        where = (self.num_samples, self.num_bytes, self.origin)
+        return Batch(self.packed.to(device), self.targets.to(device), *where)
+
+
+class Memory(Protocol):
+    """Keys and values of what was seen before, kept between passes."""
+
+    def sight(self, packed: Packed) -> Sight:
+        """Who sees whom when these rows attend to what is kept and to themselves."""
+        ...
+
+    def extend(
+        self, layer: int, keys: Float[Tensor, "T G K"], values: Float[Tensor, "T G K"]
+    ) -> tuple[Float[Tensor, "Tk G K"], Float[Tensor, "Tk G K"]]:
+        """Add a layer's keys and values of these rows; give all that its rows attend to."""
+        ...
+
+
+class SequenceModel(nn.Module, ABC):
+    """A network over packed sequences.
+
+    Attributes:
+        config: the fields it was built from.
+        compute_dtype: the precision of activations and products; parameters keep their own.
+    """
+
+    config: ArchitectureConfig
+    compute_dtype: torch.dtype = torch.float32
+
+    @abstractmethod
+    def forward(self, packed: Packed, readouts: Sequence[Any], memory: Memory | None = None) -> tuple[Any, ...]:
+        """Each readout's answer, in order."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Iterable[nn.Module]:
+        """The repeated parts: what is compiled, sharded and recomputed as one."""
+
+    @abstractmethod
+    def flops(self, packed: Packed, num_targets: int) -> int:
+        """Matrix-product operations of one forward pass, attention's visible part included; a multiply-add counts two."""
+
+
+class ArchitectureConfig(Config, ABC):
+    """The fields of an architecture: how the parts are wired.
+
+    Class attributes:
+        model_type: what the hub calls it.
+    """
+
+    model_type: ClassVar[str]
+
+    @abstractmethod
+    def build(self) -> SequenceModel:
+        """The network, its weights not yet set."""
+
+    @abstractmethod
+    def initialize(self, model: nn.Module, seed: int) -> None:
+        """Set the weights as one does before training from nothing."""
+
+    @classmethod
+    @abstractmethod
+    def from_hub(cls, config: Mapping[str, Any]) -> ArchitectureConfig:
+        """The fields from a hub `config.json`.
+
+        Raises:
+            UnsupportedError: when the file asks for something this implementation would compute differently.
+        """
+
+    @abstractmethod
+    def to_hub(self) -> dict[str, Any]:
+        """A hub `config.json`."""
+
+    @abstractmethod
+    def hub_names(self) -> Mapping[str, str]:
+        """For each of our parameters, its name in hub files."""
+
+    def hub_transposed(self) -> frozenset[str]:
+        """Those of our parameters that hub files hold transposed."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence it can position, or None."""
+        return None
+
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        """(layers, key heads, head width) of the keys it would have kept.
+
+        Raises:
+            NotImplementedError: where it keeps none.
+        """
+        raise NotImplementedError
+
+
+Terms: TypeAlias = dict[str, Tensor]
+"""Sums by name; each is divided once, by its count over the whole update."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method makes of one pack.
+
+    Attributes:
+        losses: the terms to be minimised, as sums with a gradient.
+        metrics: further sums worth recording, by name; each divided by the count of the same name.
+    """
+
+    losses: Terms
+    metrics: Terms
+
+
+class Sample(Protocol):
+    """One sample of token data.
+
+    Attributes:
+        id: which one it is; randomness is keyed by it.
+        tokens: the inputs and, one further, the targets: n + 1 ids.
+        num_bytes: the bytes of text its targets stand for.
+        origin: where it comes from, "file:line".
+    """
+
+    @property
+    def id(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def tokens(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def num_bytes(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """See the class."""
+        ...
+
+
+class Method(Config, ABC):
+    """How a model learns; its fields are what a recipe may say of it.
+
+    Class attributes:
+        roles: the models it needs, by name; the first is trained.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+
+    @abstractmethod
+    def group(self, sample: Any) -> Batch:
+        """A sample as the smallest batch: its segments and targets."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What each term is divided by, from data alone; summed over all packs and ranks of an update."""
+
+    @abstractmethod
+    def loss(self, models: Mapping[str, nn.Module], batch: Batch) -> Outcome:
+        """The terms' sums over one pack."""
+
+
+class Source(Protocol):
+    """Where samples come from; its state says what has been consumed, not what was read ahead."""
+
+    def draw(self) -> Sequence[Any]:
+        """The samples of the next update; none when there are no more."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...

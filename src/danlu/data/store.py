@@ -1,0 +1,68 @@
+"""Files of a cache: written whole or not at all, and never trusted without their checksum."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from danlu.errors import DataError
+
+HEADER_BYTES = 32
+_MAGIC = b"danlu\x00\x00\x01"
+_HEADER = struct.Struct("<8sQQ8x")  # magic, length, checksum of name and content
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Where the cache is: `folder`, else the environment's ``DANLU_CACHE``, else ``~/.cache/danlu/tokens``."""
+    return Path(folder or os.environ.get("DANLU_CACHE") or "~/.cache/danlu/tokens").expanduser()
+
+
+def entry(folder: Path, key: str) -> Path:
+    """The file that keeps what `key` stands for."""
+    return folder / key[:2] / key
+
+
+def write(path: Path, parts: Iterable[bytes]) -> None:
+    """Put a file in place in one step, so that readers, other writers and a kill leave it whole.
+
+    Raises:
+        DataError: when the folder cannot be written.
+    """
+    content = b"".join(parts)
+    header = _HEADER.pack(_MAGIC, len(content), _checksum(path, content))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(header)
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as fault:
+        do = "Set data.cache or DANLU_CACHE to a folder with room."
+        raise DataError(f"the cache cannot be written ({fault.strerror or fault})", where=path.parent, do=do) from fault
+
+
+def read(path: Path) -> memoryview | None:
+    """The content of a file that is there, complete and unaltered; else None."""
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError:
+        return None
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, length, checksum = _HEADER.unpack_from(data)
+    content = data[HEADER_BYTES:]
+    sound = magic == _MAGIC and length == len(content) and checksum == _checksum(path, content)
+    return content if sound else None
+
+
+def _checksum(path: Path, content: bytes | memoryview) -> int:
+    return zlib.crc32(content, zlib.crc32(path.name.encode()))

@@ -1,0 +1,1 @@
+"""How a person sees that a run will go well, goes well and went well."""

@@ -1,0 +1,1 @@
+"""Layers: what architectures are built from."""

@@ -1,0 +1,143 @@
+"""Packed attention: one function, a back-end for each device.
+
+A query row attends to the keys its `Sight` lets it see, and to nothing else. What a row sees may come in several calls (its own
+segment, its ancestors, learned or cached keys); their results are merged by log-sum-exp, so no key is ever copied for a second
+child and no mask is built.
+
+References:
+    Dao, 2023, "FlashAttention-2", https://arxiv.org/abs/2307.08691
+    Ainslie et al., 2023, "GQA: training generalized multi-query transformer models", https://arxiv.org/abs/2305.13245
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from danlu.packed import Sight
+from danlu.random import bits, drop_threshold, mix32
+
+
+@dataclass(frozen=True)
+class AttentionDropout:
+    """Dropout of attention's probabilities, keyed by the query's row, the key's row and the head.
+
+    Attributes:
+        p: the fraction dropped.
+        query_keys: one random key a query row (int32).
+        key_keys: one random key a key row (int32).
+        place: the place in the network (int32).
+    """
+
+    p: float
+    query_keys: Int[Tensor, " Tq"]
+    key_keys: Int[Tensor, " Tk"]
+    place: Int[Tensor, ""]
+
+    def scale(self, queries: slice, keys: slice, num_heads: int) -> Float[Tensor, "H q k"]:
+        """What the probabilities are multiplied by: 0 or 1 / (1 - p)."""
+        return keep_scale(self.query_keys[queries], self.key_keys[keys], self.place, num_heads, self.p)
+
+
+def keep_scale(
+    query_keys: Int[Tensor, " q"], key_keys: Int[Tensor, " k"], place: Int[Tensor, ""], num_heads: int, p: float
+) -> Float[Tensor, "H q k"]:
+    """0 where a probability is dropped, 1 / (1 - p) elsewhere."""
+    by_head = bits(query_keys, place, num_heads).T  # [H, q]
+    drawn = mix32(by_head[:, :, None] ^ mix32(key_keys))
+    return (drawn >= drop_threshold(p)).float() / (1 - p)
+
+
+class Backend(Protocol):
+    """How a device attends."""
+
+    def __call__(
+        self,
+        q: Float[Tensor, "Tq H K"],
+        k: Float[Tensor, "Tk G K"],
+        v: Float[Tensor, "Tk G K"],
+        sight: Sight,
+        *,
+        window: int | None,
+        scale: float,
+        dropout: AttentionDropout | None,
+    ) -> Float[Tensor, "Tq H K"]:
+        """Attend."""
+        ...
+
+
+def attention(
+    q: Float[Tensor, "Tq H K"],
+    k: Float[Tensor, "Tk G K"],
+    v: Float[Tensor, "Tk G K"],
+    sight: Sight,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    dropout: AttentionDropout | None = None,
+    backend: Backend | None = None,
+) -> Float[Tensor, "Tq H K"]:
+    """softmax(q k^T scale) v over the keys each query sees; zero where it sees none.
+
+    Args:
+        q: queries, H heads.
+        k: keys, G heads; G divides H and query head h reads key head ``h // (H / G)``.
+        v: values.
+        sight: who sees whom.
+        window: how far along its path a query sees, itself included; None is without limit.
+        scale: of the scores; ``K ** -0.5`` by default.
+        dropout: of the probabilities.
+        backend: how; chosen by device when None.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    attend = backend or backend_for(q.device)
+    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout)
+
+
+def backend_for(device: torch.device) -> Backend:
+    """The back-end of a device: segment by segment on a CPU, variable-length or Flex kernels on CUDA, the reference elsewhere."""
+    if device.type == "cpu":
+        from danlu.parts.attention_cpu import attend_by_call
+
+        return attend_by_call
+    if device.type == "cuda":
+        from danlu.parts.attention_cuda import attend_on_cuda
+
+        return attend_on_cuda
+    return attend_reference
+
+
+def attend_reference(
+    q: Float[Tensor, "Tq H K"],
+    k: Float[Tensor, "Tk G K"],
+    v: Float[Tensor, "Tk G K"],
+    sight: Sight,
+    *,
+    window: int | None,
+    scale: float,
+    dropout: AttentionDropout | None,
+) -> Float[Tensor, "Tq H K"]:
+    """The definition, with the whole mask and all scores written out; what the other back-ends are compared with."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (t.repeat_interleave(group, dim=1) for t in (k, v))
+    seen = sight.mask(window)
+    scores = torch.einsum("qhd,khd->hqk", q, keys) * scale
+    scores = scores.masked_fill(~seen, float("-inf")).masked_fill(~seen.any(1)[:, None], 0.0)
+    probabilities = scores.softmax(-1) * seen
+    if dropout is not None:
+        everything = slice(None)
+        probabilities = probabilities * dropout.scale(everything, everything, q.shape[1])
+    return torch.einsum("hqk,khd->qhd", probabilities.to(v.dtype), values)
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "reference": lambda: attend_reference,
+    "cpu": lambda: backend_for(torch.device("cpu")),
+    "cuda": lambda: backend_for(torch.device("cuda")),
+}
+"""Every back-end by name, for tests to go through."""

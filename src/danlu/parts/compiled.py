@@ -1,0 +1,41 @@
+"""Compilation of small functions, switched on by whoever runs the network.
+
+A part says which of its functions profit from being fused (`@compiled`); the engine decides whether they are
+(`compilation(True)`), as the recipe says. Results agree to rounding either way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_on = False
+
+
+@contextmanager
+def compilation(on: bool) -> Iterator[None]:
+    """Within, functions marked `compiled` are compiled, or not."""
+    global _on  # noqa: PLW0603 - one switch a process, set by the engine for a run
+    before, _on = _on, on
+    try:
+        yield
+    finally:
+        _on = before
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile this function, for sizes that vary, when compilation is on."""
+    fused: Callable[P, R] = torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def choose(*args: P.args, **kwargs: P.kwargs) -> R:
+        return fused(*args, **kwargs) if _on else function(*args, **kwargs)
+
+    return choose

@@ -1,0 +1,111 @@
+"""Keyed randomness: what is drawn depends on who asks, never on what was drawn before.
+
+Every random number is a function of (seed, step, sample, position, place in the network, column). So results do not depend on
+packing, micro-batches, ranks or resuming, and there is no generator's state to save.
+
+Two hashes do it. On the host `fold` mixes integers into one 64-bit key (SplitMix64's finaliser). On the device `bits` spreads
+one 32-bit key a row over columns (a full-avalanche 32-bit finaliser): a few integer operations an element, which a compiled
+block fuses into its neighbours.
+
+References:
+    Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", https://doi.org/10.1145/2714064.2660195
+    Wellons, 2018, "Prospecting for hash functions", https://nullprogram.com/blog/2018/07/31/
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix64(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def fold(*parts: int | str) -> int:
+    """One 64-bit key from integers and names, in order.
+
+    Example:
+        >>> fold(1, 2) == fold(2, 1)
+        False
+        >>> 0 <= fold(7, "dropout") < 2**64
+        True
+    """
+    key = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            number = zlib.crc32(part.encode()) if isinstance(part, str) else part
+            key = _mix64((key ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF)) + _GOLDEN)
+    return int(key[0])
+
+
+def token_keys(key: int, sample: Int[Tensor, " T"], offset: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
+    """One 32-bit key a row, from the key of this update, the row's sample and its place on its path.
+
+    Args:
+        key: of (seed, step), from `fold`.
+        sample: sample ids.
+        offset: tokens before the row on its path.
+
+    Returns:
+        int32, uniform over all 2**32 values, on the host.
+    """
+    with np.errstate(over="ignore"):
+        hashed = _mix64((sample.numpy().astype(np.uint64) ^ np.uint64(key)) + _GOLDEN)
+        hashed = _mix64((hashed ^ offset.numpy().astype(np.uint64)) + _GOLDEN)
+    return torch.from_numpy((hashed >> np.uint64(32)).astype(np.uint32).view(np.int32))
+
+
+def place_key(name: str) -> int:
+    """The key of a place in the network, from its module's name; an int32."""
+    return int(np.uint32(fold(name) >> 32).view(np.int32))
+
+
+def mix32(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Scatter int32 values so that every input bit moves every output bit; wraps around as unsigned arithmetic does."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * 0x7FEB352D
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * -0x7B935975  # 0x846ca68b
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def bits(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Int[Tensor, "... num"]:
+    """`num` int32 values a key, uniform over all 2**32, for one place in the network."""
+    column = torch.arange(num, dtype=torch.int32, device=keys.device) * -0x61C88647  # 0x9E3779B9, the golden ratio
+    return mix32(mix32(keys ^ place)[..., None] + column)
+
+
+def uniform(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
+    """`num` float32 values a key, uniform in (0, 1)."""
+    return (((bits(keys, place, num) >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+
+
+def normal(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
+    """`num` float32 values a key, standard normal (Box and Muller, 1958, https://doi.org/10.1214/aoms/1177706645)."""
+    u = uniform(keys, place, 2 * num)
+    return (-2 * u[..., :num].log()).sqrt() * (2 * torch.pi * u[..., num:]).cos()
+
+
+def drop_threshold(p: float) -> int:
+    """The int32 below which a fraction `p` of all values lies."""
+    return min(round(p * 2**32), 2**32 - 1) - 2**31
+
+
+def dropout(x: Float[Tensor, "T D"], keys: Int[Tensor, " T"], place: Int[Tensor, ""] | int, p: float) -> Float[Tensor, "T D"]:
+    """Zero a fraction `p` of x, scale the rest by 1 / (1 - p); the same elements for the same keys and place."""
+    kept = bits(keys, place, x.shape[-1]) >= drop_threshold(p)
+    return torch.where(kept, x * (1 / (1 - p)), 0)
+
+
+def permutation(size: int, *parts: int | str) -> np.ndarray:
+    """A permutation of ``range(size)`` that depends on the parts alone."""
+    return np.random.Generator(np.random.Philox(key=fold(*parts))).permutation(size)

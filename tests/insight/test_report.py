@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from danlu.errors import RunError
+from danlu.insight.report import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MakeRun = Callable[..., Path]
+HOSTILE = '</script><script>document.title = "broken"</script><img src=x onerror=alert(1)>'
+
+
+class Document(HTMLParser):
+    """The elements, the visible text and the scripts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.elements and self.elements[-1][0] == "script" else self.words).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def num(self, kind: str) -> int:
+        return sum(kind in (attrs.get("class") or "").split() for _, attrs in self.elements)
+
+
+def read(path: Path) -> Document:
+    return Document(path.read_text(encoding="utf-8"))
+
+
+def test_a_whole_run(make_run: MakeRun) -> None:
+    run = make_run()
+    path = write_report(run)
+    assert path == run / "report.html"
+    assert not (run / "report.html.partial").exists()
+    page = read(path)
+    assert page.num("plot") == 8
+    for words in (
+        "shakespeare",
+        "10.8 M",
+        "Ended at step 2,000: all steps done",
+        "fitting well",
+        "disk is nearly full",
+    ):
+        assert words in page.text
+    assert "6 checkpoints step 0 to step 1,000" in page.text
+
+
+def test_the_page_asks_for_nothing(make_run: MakeRun) -> None:
+    html = write_report(make_run()).read_text(encoding="utf-8")
+    page = Document(html)
+    for tag, attrs in page.elements:
+        assert tag not in {"link", "iframe", "img", "object", "embed", "base"}
+        assert not {"src", "href", "srcset", "action", "data"} & set(attrs), tag
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(attrs["content"] for tag, attrs in page.elements if tag == "meta" and "http-equiv" in attrs)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "http" not in policy
+    assert html.count("Plotly.newPlot(plot") == 1
+
+
+def test_what_a_run_contains_stays_text(make_run: MakeRun) -> None:
+    events: list[dict[str, object]] = [
+        {"time": 0.0, "kind": "start"},
+        {"time": 1.0, "kind": HOSTILE, "note": HOSTILE},
+        {"time": 1.0, "kind": "sample", "step": 1, "prompt": HOSTILE, "text": HOSTILE + HOSTILE},
+        {"time": 1.0, "kind": "warning", "message": HOSTILE},
+        {"time": 1.0, "kind": "end", "step": 1, "reason": HOSTILE, "seconds": 1.0},
+    ]
+    recipe = "run:\n  name: " + json.dumps(HOSTILE) + "\n"
+    page = read(write_report(make_run(num_steps=60, recipe=recipe, events=events)))
+    drawn = page.num("plot")
+    assert sum(tag == "script" for tag, _ in page.elements) == drawn + 2
+    assert not any(tag == "img" for tag, _ in page.elements)
+    assert page.text.count("</script>") >= 6
+
+
+def test_a_hundred_thousand_steps_stay_small(make_run: MakeRun) -> None:
+    page = read(write_report(make_run(num_steps=100_000)))
+    figures = [script for script in page.scripts if script.startswith('{"data"')]
+    assert figures
+    assert all(len(trace["x"]) <= 2000 for figure in figures for trace in json.loads(figure)["data"])
+    assert sum(map(len, figures)) < 1_000_000
+    assert "Of 100,000 steps, every chart draws the smallest and the largest of each 100." in page.text
+
+
+def test_a_run_just_started(make_run: MakeRun) -> None:
+    run = make_run(metrics=[{"step": 0, "held_out_loss": 4.2}], events=[{"time": 0.0, "kind": "start"}])
+    (run / "versions.json").unlink()
+    page = read(write_report(run))
+    assert page.num("plot") == 1
+    assert "No end is recorded" in page.text
+    assert "No training step" in page.text
+
+
+def test_a_killed_run_leaves_half_a_line(make_run: MakeRun) -> None:
+    run = make_run(num_steps=60)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (run / name).open("a", encoding="utf-8") as file:
+            file.write('{"step": 61, "lo')
+    assert "could not be read" not in read(write_report(run)).text
+
+
+def test_a_spoilt_line_inside_is_told(make_run: MakeRun) -> None:
+    run = make_run(num_steps=60)
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("not json\n[1, 2]\n" + metrics.read_text(encoding="utf-8"), encoding="utf-8")
+    assert "2 lines of metrics.jsonl and events.jsonl could not be read" in read(write_report(run)).text
+
+
+def test_losses_that_are_not_numbers_are_told(make_run: MakeRun) -> None:
+    rows: list[dict[str, object]] = [{"step": step, "loss": 2.0, "grad_norm": None} for step in range(1, 50)]
+    rows[7]["loss"], rows[8]["loss"] = math.nan, math.inf
+    page = read(write_report(make_run(metrics=rows)))
+    assert "loss was not a finite number at step 8 and 1 more" in page.text
+    assert page.num("plot") == 2
+
+
+def test_only_metrics_are_needed(make_run: MakeRun) -> None:
+    run = make_run(num_steps=60)
+    for name in ("recipe.yaml", "events.jsonl", "versions.json"):
+        (run / name).unlink()
+    page = read(write_report(run))
+    assert "<h1>run</h1>" in (run / "report.html").read_text(encoding="utf-8")
+    assert page.num("plot") == 7
+
+
+@pytest.mark.parametrize("recipe", ["", "- a list", "run: [1", "run: text", "run:\n  name: 2024\n"])
+def test_any_recipe_is_shown(make_run: MakeRun, recipe: str) -> None:
+    assert read(write_report(make_run(num_steps=5, recipe=recipe))).num("plot") == 8
+
+
+@pytest.mark.parametrize(
+    "histogram",
+    [None, {}, {"edges": [], "counts": []}, {"edges": [1], "counts": [1, 2, 3]}, {"edges": "x", "counts": [0, 0]}],
+)
+def test_an_odd_histogram_is_left_out(make_run: MakeRun, histogram: object) -> None:
+    events: list[dict[str, object]] = [{"kind": "data", "documents": 3, "length_histogram": histogram}]
+    assert read(write_report(make_run(num_steps=60, events=events))).num("plot") == 7
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run"):
+        write_report(tmp_path)
+    with pytest.raises(RunError, match="not a run"):
+        write_report(tmp_path / "absent")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo', encoding="utf-8")
+    with pytest.raises(RunError, match="no metrics yet"):
+        write_report(tmp_path)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH")
+@pytest.mark.parametrize("hostile", [False, True])
+def test_a_browser_draws_every_chart(make_run: MakeRun, tmp_path: Path, hostile: bool) -> None:
+    run = make_run(recipe=f"# {HOSTILE}\nrun: {{name: {json.dumps(HOSTILE)}}}\n") if hostile else make_run()
+    path = write_report(run)
+    assert CHROMIUM is not None
+    quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
+    flags = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--window-size=1280,3000"]
+    command = [CHROMIUM, *flags, "--enable-logging=stderr", "--dump-dom", path.as_uri()]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    page = Document(seen.stdout)
+    drawn = re.findall(r'<div class="plot js-plotly-plot".*?<svg class="main-svg"', seen.stdout, re.DOTALL)
+    assert len(drawn) == page.num("plot") == 8
+    assert len(re.findall(r'<g class="(?:xy|trace scatter|trace bars)', seen.stdout)) >= 8
+    console = [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+    assert "<title>broken</title>" not in seen.stdout
