@@ -8,7 +8,18 @@ import pytest
 
 from danlu.data import Tokenizer
 
-WORDS = ["the furnace", "burns low", "cinnabar,", "lead & mercury;", "nine times", "turned.", "火候 到", "naïve", "\n\n", "42"]
+WORDS = [
+    "the furnace",
+    "burns low",
+    "cinnabar,",
+    "lead & mercury;",
+    "nine times",
+    "turned.",
+    "火候 到",
+    "naïve",
+    "\n\n",
+    "42",
+]
 
 
 def sentence(number: int) -> str:

@@ -10,7 +10,16 @@ from danlu.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("b.txt", "a.jsonl", "sub/c.md", "sub/deep/d.py", "sub/e.bin", ".hidden/f.txt", "sub/.g.txt", "h.PARQUET"):
+    for name in (
+        "b.txt",
+        "a.jsonl",
+        "sub/c.md",
+        "sub/deep/d.py",
+        "sub/e.bin",
+        ".hidden/f.txt",
+        "sub/.g.txt",
+        "h.PARQUET",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
@@ -39,7 +48,12 @@ def test_patterns_keep_their_order_and_a_file_named_twice_is_read_once(folder: P
 
 @pytest.mark.parametrize(
     ("pattern", "says"),
-    [("none.txt", "no such file"), ("*.none", "no file matches"), ("void", "no file to read"), ("empty.txt", "is empty")],
+    [
+        ("none.txt", "no such file"),
+        ("*.none", "no file matches"),
+        ("void", "no file to read"),
+        ("empty.txt", "is empty"),
+    ],
 )
 def test_what_stands_for_nothing_is_refused(tmp_path: Path, pattern: str, says: str) -> None:
     (tmp_path / "void").mkdir()

@@ -134,11 +134,10 @@ def check_only_data_errors(suffix: str, content: bytes) -> None:
         path.write_bytes(content)
         try:
             documents = read(path)
-        except DataError as fault:
-            assert path.name in str(fault)
-        else:
-            for text, _ in documents:
-                text.encode()
+        except DataError:
+            return
+        for text, _ in documents:
+            text.encode()
 
 
 JSON = st.recursive(

@@ -109,7 +109,10 @@ def test_the_last_token_is_found_where_the_hub_puts_it(
         ({"tokenizer.json": b"{}"}, "is no tokenizer"),
         ({"tokenizer.json": b"\xff"}, "is no tokenizer"),
         ({"tokenizer.json": BYTES_ONLY.json, "tokenizer_config.json": b"{"}, "is not JSON"),
-        ({"tokenizer.json": BYTES_ONLY.json, "tokenizer_config.json": b'{"bos_token": "<s>"}'}, "not in the vocabulary"),
+        (
+            {"tokenizer.json": BYTES_ONLY.json, "tokenizer_config.json": b'{"bos_token": "<s>"}'},
+            "not in the vocabulary",
+        ),
     ],
 )
 def test_an_incomplete_directory_is_refused(tmp_path: Path, files: dict[str, bytes], says: str) -> None:

@@ -37,10 +37,13 @@ def resolve(patterns: str | Sequence[str]) -> list[Path]:
         DataError: when a pattern stands for nothing, or for one empty file.
     """
     listed = [patterns] if isinstance(patterns, str) else patterns
-    found = {path.resolve(): path for pattern in reversed(listed) for path in reversed(_expand(pattern))}
+    found: dict[Path, Path] = {}
+    for pattern in listed:
+        for path in _expand(pattern):
+            found.setdefault(path.resolve(), path)
     if not found:
         raise DataError("no data file is named", do="Give a file, a glob or a folder.")
-    return list(reversed(found.values()))
+    return list(found.values())
 
 
 def _expand(pattern: str) -> list[Path]:

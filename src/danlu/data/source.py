@@ -102,15 +102,19 @@ class CorpusSource:
             DataError: when the state is of another corpus or another order of it.
             CheckpointError: when it is not a state of a source.
         """
-        names = [field.name for field in fields(Progress)]
-        whole = self._identity().keys() <= state.keys()
-        if not whole or not all(isinstance(state.get(name), int) and state[name] >= 0 for name in names):
+        identity = self._identity()
+        counts: list[Any] = [state.get(field.name) for field in fields(Progress)]
+        if not identity.keys() <= state.keys() or not all(isinstance(n, int) and n >= 0 for n in counts):
             raise CheckpointError("the source's state is incomplete", do="Resume from another checkpoint.")
-        for name, value in self._identity().items():
+        for name, value in identity.items():
             if state[name] != value:
                 what = f"the checkpoint's data is not this data: {name} was {state[name]} and is {value}"
                 raise DataError(what, do="Give the data, tokenizer, context and seed of then, or start a new run.")
-        self.progress = Progress(**{name: state[name] for name in names})
+        progress = Progress(*counts)
+        if progress.position >= len(self._corpus):
+            what = f"the source's state is at sample {progress.position} of {len(self._corpus)}"
+            raise CheckpointError(what, do="Resume from another checkpoint.")
+        self.progress = progress
 
     def _identity(self) -> dict[str, Any]:
         return {"corpus": self._corpus.fingerprint, "seed": self._seed, "shuffle": self._shuffle}

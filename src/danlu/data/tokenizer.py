@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt
 
+from danlu.data.words import can_be_cut, encode_by_pieces
 from danlu.errors import CheckpointError, DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -46,7 +47,9 @@ class Tokenizer:
         self._backend = Backend.from_str(self._files[_JSON].decode())
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.fingerprint = hashlib.blake2b(self._backend.to_str().encode(), digest_size=16).hexdigest()
+        content = self._backend.to_str()
+        self.fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        self._can_be_cut = can_be_cut(content)
         self._backend.encode_special_tokens = True
         self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
         self.bos_id = bos_id
@@ -169,6 +172,9 @@ class Tokenizer:
         Raises:
             DataError: when the tokenizer has no ids for a text, which a byte-level one always has.
         """
+        return encode_by_pieces(texts, self._encode) if self._can_be_cut else self._encode(texts)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[UInt[np.ndarray, " T"], Int64[np.ndarray, " N"]]:
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as fault:  # the library raises bare Exceptions

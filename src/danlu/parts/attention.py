@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,9 +101,9 @@ def attention(
 def backend_for(device: torch.device) -> Backend:
     """The back-end of a device: segment by segment on a CPU, variable-length or Flex kernels on CUDA, the reference elsewhere."""
     if device.type == "cpu":
-        from danlu.parts.attention_cpu import attend_by_call
+        from danlu.parts.attention_cpu import attend_on_cpu
 
-        return attend_by_call
+        return attend_on_cpu
     if device.type == "cuda":
         from danlu.parts.attention_cuda import attend_on_cuda
 
@@ -133,11 +132,3 @@ def attend_reference(
         everything = slice(None)
         probabilities = probabilities * dropout.scale(everything, everything, q.shape[1])
     return torch.einsum("hqk,khd->qhd", probabilities.to(v.dtype), values)
-
-
-BACKENDS: dict[str, Callable[[], Backend]] = {
-    "reference": lambda: attend_reference,
-    "cpu": lambda: backend_for(torch.device("cpu")),
-    "cuda": lambda: backend_for(torch.device("cuda")),
-}
-"""Every back-end by name, for tests to go through."""

@@ -30,6 +30,11 @@ def compilation(on: bool) -> Iterator[None]:
         _on = before
 
 
+def is_compiling() -> bool:
+    """Whether compilation is on."""
+    return _on
+
+
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile this function, for sizes that vary, when compilation is on."""
     fused: Callable[P, R] = torch.compile(function, dynamic=True)

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -79,38 +80,51 @@ def chunk_rows(vocabulary: int) -> int:
     return max(128, CHUNK_ELEMENTS // vocabulary)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias)
-
-
 def _precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+class _Statistics(NamedTuple):
+    """Of each row's logits: the largest, the log-sum-exp, the target's, and the mean (only where labels are smoothed)."""
+
+    peak: Tensor
+    lse: Tensor
+    target: Tensor
+    mean: Tensor
+
+
 @compiled
-def _score(
-    logits: Tensor, tokens: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    """Each row's weighted sums ``[m, 4]`` as in `CrossEntropy`, and the gradient of the loss by the logits."""
+def _summarize(logits: Tensor) -> tuple[Tensor, Tensor]:
     wide = _precise(logits)
-    vocabulary = logits.shape[1]
-    peak = wide.amax(1, keepdim=True)
-    exponentials = (wide - peak).exp()
-    total = exponentials.sum(1, keepdim=True)
-    lse = (peak + total.log()).squeeze(1)
-    target = wide.gather(1, tokens[:, None]).squeeze(1)
-    nll = lse - target
-    smoothed = (1 - label_smoothing) * nll
-    if label_smoothing:
-        smoothed = smoothed + label_smoothing * (lse - wide.mean(1))
-    loss = smoothed + z_loss * lse.square()
-    sums = torch.stack([loss, nll, lse.square(), (target == peak.squeeze(1)).to(lse.dtype)], 1) * weights[:, None]
-    slope = (weights * (1 + 2 * z_loss * lse))[:, None] / total
-    hit = torch.arange(vocabulary, device=logits.device) == tokens[:, None]
-    grad = exponentials * slope - weights[:, None] * torch.where(hit, 1 - label_smoothing, 0.0)
-    if label_smoothing:
-        grad = grad - (weights * (label_smoothing / vocabulary))[:, None]
-    return sums, grad.to(logits.dtype)
+    peak = wide.amax(1)
+    return peak, peak + (wide - peak[:, None]).exp().sum(1).log()
+
+
+def _statistics(logits: Tensor, tokens: Tensor, label_smoothing: float) -> _Statistics:
+    peak, lse = _summarize(logits)
+    target = _precise(logits.gather(1, tokens[:, None]).squeeze(1))
+    return _Statistics(peak, lse, target, _precise(logits.mean(1, dtype=lse.dtype)) if label_smoothing else lse)
+
+
+def _sums(rows: _Statistics, weights: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
+    """The weighted sums of `CrossEntropy`, in its order."""
+    nll, z = rows.lse - rows.target, rows.lse.square()
+    loss = (1 - label_smoothing) * nll + label_smoothing * (rows.lse - rows.mean) + z_loss * z
+    return torch.stack([loss, nll, z, (rows.target == rows.peak).to(nll.dtype)]) @ weights
+
+
+@compiled
+def _softmax_in_place(logits: Tensor, lse: Tensor, slope: Tensor, shift: Tensor) -> None:
+    logits.copy_((_precise(logits) - lse[:, None]).exp() * slope[:, None] - shift[:, None])
+
+
+def _differentiate(
+    logits: Tensor, lse: Tensor, tokens: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+) -> None:
+    """Turn logits into the gradient of the weighted loss by them, in place."""
+    _softmax_in_place(logits, lse, weights * (1 + 2 * z_loss * lse), weights * (label_smoothing / logits.shape[1]))
+    hit = (-(1 - label_smoothing) * weights).to(logits.dtype)
+    logits.scatter_add_(1, tokens[:, None], hit[:, None])
 
 
 class _Fused(torch.autograd.Function):
@@ -132,18 +146,13 @@ class _Fused(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=precise) if needs_bias and bias is not None else None
-        step = chunk_rows(len(weight))
-        for start in range(0, len(hidden), step):
-            chunk = slice(start, start + step)
-            logits = _logits(hidden[chunk], head, shift)
-            sums, grad = _score(logits, tokens[chunk], weights[chunk].to(precise), label_smoothing, z_loss)
-            totals += sums.sum(0)
-            if grad_hidden is not None:
-                torch.mm(grad, head, out=grad_hidden[chunk])
-            if grad_weight is not None:
-                _accumulate(grad_weight, grad, hidden[chunk])
-            if grad_bias is not None:
-                grad_bias += grad.sum(0, dtype=precise)
+        for chunk, logits in _chunks(hidden, head, shift):
+            wanted, counted = tokens[chunk], weights[chunk].to(precise)
+            rows = _statistics(logits, wanted, label_smoothing)
+            totals += _sums(rows, counted, label_smoothing, z_loss)
+            if any(ctx.needs_input_grad[:3]):  # type: ignore[attr-defined]
+                _differentiate(logits, rows.lse, wanted, counted, label_smoothing, z_loss)
+                _give_back(logits, hidden[chunk], head, chunk, grad_hidden, grad_weight, grad_bias)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         loss, nll, z, correct = totals.unbind()
         ctx.mark_non_differentiable(nll, z, correct)
@@ -155,12 +164,34 @@ class _Fused(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-def _accumulate(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """total += grad^T hidden, in total's precision."""
-    if grad.dtype == total.dtype:
-        total.addmm_(grad.t(), hidden)
-    else:
-        total += grad.t() @ hidden
+def _chunks(hidden: Tensor, head: Tensor, shift: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """A few rows' logits at a time, in one buffer used again and again."""
+    step = chunk_rows(len(head))
+    buffer = hidden.new_empty(min(step, len(hidden)), len(head))
+    for start in range(0, len(hidden), step):
+        chunk = slice(start, min(start + step, len(hidden)))
+        logits = torch.mm(hidden[chunk], head.t(), out=buffer[: chunk.stop - chunk.start])
+        yield chunk, logits if shift is None else logits.add_(shift)
+
+
+def _give_back(
+    slope: Tensor,
+    hidden: Tensor,
+    head: Tensor,
+    chunk: slice,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Multiply the gradient of a chunk's logits back onto its inputs, into those of them that are wanted."""
+    if grad_hidden is not None:
+        torch.mm(slope, head, out=grad_hidden[chunk])
+    if grad_weight is not None and slope.dtype == grad_weight.dtype:
+        grad_weight.addmm_(slope.t(), hidden)
+    elif grad_weight is not None:
+        grad_weight += slope.t() @ hidden
+    if grad_bias is not None:
+        grad_bias += slope.sum(0, dtype=grad_bias.dtype)
 
 
 class _LogProbs(torch.autograd.Function):
@@ -169,28 +200,18 @@ class _LogProbs(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor
     ) -> Tensor:
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        step = chunk_rows(len(weight))
-        pieces = [
-            _precise(_logits(rows, head, shift)).log_softmax(-1).gather(1, wanted[:, None]).squeeze(1)
-            for rows, wanted in zip(hidden.split(step), tokens.split(step), strict=True)
-        ]
-        ctx.save_for_backward(hidden, weight, bias, tokens)
-        return torch.cat(pieces)
+        rows = [_statistics(logits, tokens[chunk], 0.0) for chunk, logits in _chunks(hidden, head, shift)]
+        lse, target = (torch.cat([getattr(r, name) for r in rows]) for name in ("lse", "target"))
+        ctx.save_for_backward(hidden, weight, bias, tokens, lse)
+        return target - lse
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, bias, tokens, lse = ctx.saved_tensors  # type: ignore[attr-defined]
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        step = chunk_rows(len(weight))
-        for start in range(0, len(hidden), step):
-            chunk = slice(start, start + step)
-            logits = _logits(hidden[chunk], head, shift)
-            _, slope = _score(logits, tokens[chunk], -grad[chunk], 0.0, 0.0)
-            grad_hidden[chunk] = slope @ head
-            _accumulate(grad_weight, slope, hidden[chunk])
-            if grad_bias is not None:
-                grad_bias += slope.sum(0, dtype=grad_bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None
+        wanted = [None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias)]
+        wanted = [x if needed else None for x, needed in zip(wanted, ctx.needs_input_grad[:3], strict=True)]  # type: ignore[attr-defined]
+        for chunk, logits in _chunks(hidden, head, shift):
+            _differentiate(logits, lse[chunk], tokens[chunk], -grad[chunk], 0.0, 0.0)
+            _give_back(logits, hidden[chunk], head, chunk, *wanted)
+        return (*wanted, None)
