@@ -1,13 +1,26 @@
-"""Reading a hub `config.json` without letting a setting pass unnoticed."""
+"""The hub's checkpoint format: `config.json` and safetensors, read without letting a setting pass unnoticed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from danlu.errors import UnsupportedError
+from danlu.contracts import ArchitectureConfig, SequenceModel
+from danlu.errors import CheckpointError, UnsupportedError
+from danlu.registry import exported
+
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_CARRIED = ("generation_config.json",)
 
 
 def known_fields(config_class: type[BaseModel], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,6 +35,137 @@ def refuse(config: Mapping[str, Any], name: str, *allowed: object) -> None:
         UnsupportedError: when the entry is there and is none of the allowed values.
     """
     if name in config and config[name] not in allowed:
+        supported = ", ".join(map(repr, allowed))
         raise UnsupportedError(
-            f"the checkpoint's {name} is {config[name]!r}", where="config.json", do=f"Supported: {', '.join(map(repr, allowed))}."
+            f"the checkpoint's {name} is {config[name]!r}", where=_CONFIG, do=f"Supported: {supported}."
         )
+
+
+def read_config(directory: Path) -> ArchitectureConfig:
+    """The architecture and its fields that a hub directory names.
+
+    Raises:
+        CheckpointError: when there is no readable `config.json`.
+        UnsupportedError: when no exported architecture computes what it asks for.
+    """
+    config, file = _read_json(directory / _CONFIG), directory / _CONFIG
+    kinds = {e.target.model_type: e.target for e in exported("architecture")}
+    kind = kinds.get(config.get("model_type", ""))
+    if kind is None:
+        known = f"Known: {', '.join(sorted(kinds))}."
+        raise UnsupportedError(f"no architecture is of model_type {config.get('model_type')!r}", where=file, do=known)
+    try:
+        return kind.from_hub(config)
+    except (ValidationError, KeyError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is absent"
+        raise CheckpointError(f"the config cannot be meant: {reason}", where=file) from error
+
+
+def load_hub(directory: str | Path) -> SequenceModel:
+    """A model from a directory in hub format, its weights in float32.
+
+    Raises:
+        CheckpointError: when a file is absent, cut short or altered, or weights are missing, superfluous or misshapen.
+        UnsupportedError: when the architecture is not ours.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError("there is no such model directory", where=directory, do="Give a directory with config.json.")
+    config = read_config(directory)
+    with torch.device("meta"):
+        model = config.build()
+    ours = {theirs: name for name, theirs in config.hub_names().items()}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    transposed, weights = config.hub_transposed(), {}
+    for name, tensor in _tensors(directory):
+        own = ours.get(name) or ours.get(_other_spelling(name, ours))
+        if own is None:
+            if name.endswith(_BUFFERS) or name == "lm_head.weight":
+                continue
+            raise CheckpointError(f"weight '{name}' has no place in {config.model_type}", where=directory)
+        weight = tensor.t() if own in transposed else tensor
+        if weight.shape != shapes[own]:
+            shape = f"{tuple(weight.shape)}, the config asks for {tuple(shapes[own])}"
+            raise CheckpointError(f"weight '{name}' is of shape {shape}", where=directory)
+        weights[own] = weight.to(torch.float32, copy=True).contiguous()
+    if missing := sorted(set(shapes) - set(weights)):
+        raise CheckpointError(f"{len(missing)} weights are missing, '{missing[0]}' first", where=directory)
+    built = config.build()
+    built.load_state_dict(weights, strict=True)
+    return built
+
+
+_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+"""What old files hold beside parameters; all of it follows from the config. A head beside a tied embedding likewise."""
+
+
+def _other_spelling(name: str, known: Mapping[str, str]) -> str:
+    """Base models are saved without the prefix of the part that they are."""
+    prefixes = {key.split(".")[0] for key in known}
+    return next((f"{prefix}.{name}" for prefix in prefixes if f"{prefix}.{name}" in known), name)
+
+
+def save_hub(model: SequenceModel, directory: str | Path, *, like: str | Path | None = None) -> None:
+    """Write a model in hub format, so that `transformers` loads it.
+
+    Args:
+        model: what to write.
+        directory: where; made when absent.
+        like: the checkpoint it was started from, whose further settings are kept.
+    """
+    directory, config = Path(directory), model.config
+    directory.mkdir(parents=True, exist_ok=True)
+    transposed = config.hub_transposed()
+    names = config.hub_names()
+    weights = {
+        names[name]: (p.detach().t() if name in transposed else p.detach()).to("cpu").contiguous()
+        for name, p in model.named_parameters()
+    }
+    save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
+    settings = config.to_hub()
+    if like is not None:
+        settings = {**_read_json(Path(like) / _CONFIG), **settings}
+        for name in _CARRIED:
+            if (Path(like) / name).exists():
+                shutil.copyfile(Path(like) / name, directory / name)
+    settings["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("the file is absent", where=file, do="Give a directory in hub format.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError("the file is not JSON", where=file) from error
+    if not isinstance(content, dict):
+        raise CheckpointError("the file holds no JSON object", where=file)
+    return content
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    if (directory / _INDEX).exists():
+        files = sorted(set(_read_json(directory / _INDEX).get("weight_map", {}).values()))
+    elif (directory / _WEIGHTS).exists():
+        files = [_WEIGHTS]
+    else:
+        old = "Weights in pickle files are not loaded; convert them to safetensors." if any(directory.glob("*.bin")) else ""
+        raise CheckpointError(f"there is no {_WEIGHTS}", where=directory, do=old)
+    for name in files:
+        file = directory / name
+        if file.parent.resolve() != directory.resolve():
+            raise CheckpointError("the index names a file outside the directory", where=file)
+        with _explained(file), safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dictionary
+                yield key, opened.get_tensor(key)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError("the file is absent", where=file) from None
+    except SafetensorError as error:
+        raise CheckpointError(f"the file is cut short or altered ({error})", where=file, do="Fetch it again.") from error
