@@ -1,1 +1,47 @@
-"""Danlu: one padding-free training system."""
+"""Danlu: one padding-free training system.
+
+Example:
+    ::
+
+        import danlu
+
+        run = danlu.train("quickstart", "run.steps=100")
+        model = danlu.load(run.path / "final")
+        print(model.generate("def "))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from danlu.generate import LanguageModel
+    from danlu.recipe import Recipe, load_recipe
+    from danlu.training import Run, resume, train
+
+__all__ = ["LanguageModel", "Recipe", "Run", "load", "load_recipe", "resume", "train"]
+
+_HOMES = {
+    "LanguageModel": "danlu.generate",
+    "Recipe": "danlu.recipe",
+    "load_recipe": "danlu.recipe",
+    "Run": "danlu.training",
+    "resume": "danlu.training",
+    "train": "danlu.training",
+}
+
+
+def load(path: Any) -> LanguageModel:
+    """A model and its tokenizer from a directory in hub format, ready to generate and to score."""
+    from danlu.generate import LanguageModel
+
+    return LanguageModel.load(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `import danlu` itself is quick."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'danlu' has no attribute '{name}'")

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Marks a field that holds one of several exported classes, chosen by its public name.
+
+    In a recipe such a field is ``{name: adamw, lr: 1e-3}``, or just ``adamw``.
+    """
+
+    kind: str
 
 
 class Config(BaseModel):

@@ -163,8 +163,8 @@ class Outcome:
     """What a method makes of one pack.
 
     Attributes:
-        losses: the terms to be minimised, as sums with a gradient.
-        metrics: further sums worth recording, by name; each divided by the count of the same name.
+        losses: the terms to be minimised, as sums with a gradient; each divided by the count of its name.
+        metrics: sums to be recorded, by name; each divided by the count of its name.
     """
 
     losses: Terms
@@ -222,6 +222,10 @@ class Method(Config, ABC):
     @abstractmethod
     def loss(self, models: Mapping[str, nn.Module], batch: Batch) -> Outcome:
         """The terms' sums over one pack."""
+
+    @abstractmethod
+    def summarize(self, averages: Mapping[str, float]) -> dict[str, float]:
+        """The loss and metrics as a person reads them, from each one's sum over its count."""
 
 
 class Source(Protocol):

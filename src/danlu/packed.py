@@ -10,7 +10,8 @@ not including, `end[j]`**, where `first[j]` is j itself in a causal segment and 
 same kind, so `Sight` describes every attention there is.
 
 Axis letters, here and everywhere: T rows (tokens) of a pack, N segments, M targets, V vocabulary, D width, H query heads,
-G key/value heads, K width of a head, A position axes, C attention calls, P extra keys.
+G key/value heads, K width of a head, R its rotated pairs, A position axes, B segment bounds (N + 1), C attention calls,
+P extra keys.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Packed:
 
     tokens: Int[Tensor, " T"]
     positions: Int[Tensor, " T"] | Int[Tensor, "T A"]
-    cu_seqlens: Int[Tensor, " N+1"]
+    cu_seqlens: Int[Tensor, " B"]
     parent: Int[Tensor, " N"]
     causal: Bool[Tensor, " N"]
     sample: Int[Tensor, " N"]
@@ -182,7 +183,7 @@ class Packed:
             positions: ``[T]`` or ``[T, A]``; by default a segment counts on from its parent's end.
 
         Raises:
-            ValueError: when a segment is empty, or the segments are not in depth-first order.
+            ValueError: when a segment is empty, the segments are not in depth-first order, or a field does not fit them.
         """
         num = len(segments)
         lengths = [len(segment) for segment in segments]
@@ -192,7 +193,10 @@ class Packed:
         cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
         parent = torch.tensor(list(parents), dtype=torch.int64)
         _check_depth_first(lengths, list(parents))
+        _check_counts(num, "segments", sights=sights, samples=ids)
         offsets = _path_offsets(lengths, list(parents))
+        if positions is not None:
+            _check_counts(len(offsets), "tokens", positions=positions)
         return Packed(
             tokens=torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64),
             positions=offsets if positions is None else positions,
@@ -233,8 +237,12 @@ class Packed:
     @cached_property
     def offsets(self) -> Int[Tensor, " T"]:
         """How many tokens lie before each row on its path from the root."""
+        return self._host_offsets.to(self.tokens.device)
+
+    @cached_property
+    def _host_offsets(self) -> Int[Tensor, " T"]:
         lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
-        return _path_offsets(lengths, self.parent.tolist()).to(self.tokens.device)
+        return _path_offsets(lengths, self.parent.tolist())
 
     @cached_property
     def segment_of_row(self) -> Int[Tensor, " T"]:
@@ -257,7 +265,7 @@ class Packed:
         rows = torch.arange(len(self))
         first = torch.where(self.causal[segment], rows, self.cu_seqlens[:-1][segment])
         end = torch.tensor(self.subtree_end, dtype=torch.int64)[segment]
-        offsets = self.offsets.cpu()
+        offsets = self._host_offsets
         table = torch.tensor(calls, dtype=torch.int64).reshape(-1, 5)
         return Sight(table, first, end, offsets, offsets).to(self.tokens.device)
 
@@ -276,7 +284,7 @@ class Packed:
         end = torch.tensor([q1 for _, q1 in ours], dtype=torch.int64).repeat_interleave(sizes)
         table = torch.tensor(calls, dtype=torch.int64).reshape(-1, 5)
         free = torch.full((len(keys),), ANYWHERE, dtype=torch.int64)
-        return Sight(table, first, end, self.offsets.cpu(), free).to(self.tokens.device)
+        return Sight(table, first, end, self._host_offsets, free).to(self.tokens.device)
 
     @cached_property
     def trees(self) -> list[tuple[int, int]]:
@@ -317,7 +325,8 @@ class Packed:
             return Packed.empty()
         rows = torch.tensor([0, *(len(pack) for pack in packs)]).cumsum(0).tolist()
         segments = torch.tensor([0, *(pack.num_segments for pack in packs)]).cumsum(0).tolist()
-        keyed = [pack.keys for pack in packs if pack.keys is not None]
+        held = [pack for pack in packs if len(pack)]
+        keyed = [pack.keys for pack in held if pack.keys is not None]
         return Packed(
             tokens=torch.cat([pack.tokens for pack in packs]),
             positions=torch.cat([pack.positions for pack in packs]),
@@ -325,7 +334,7 @@ class Packed:
             parent=torch.cat([torch.where(p.parent == ROOT, ROOT, p.parent + s) for p, s in zip(packs, segments, strict=False)]),
             causal=torch.cat([pack.causal for pack in packs]),
             sample=torch.cat([pack.sample for pack in packs]),
-            keys=torch.cat(keyed) if len(keyed) == len(packs) else None,
+            keys=torch.cat(keyed) if held and len(keyed) == len(held) else None,
         )
 
     def unroll(self) -> list[tuple[Packed, Int[Tensor, " L"]]]:
@@ -362,6 +371,12 @@ class Packed:
         return replace(self, tokens=self.tokens.to(device), positions=self.positions.to(device), keys=keys)
 
 
+def _check_counts(num: int, of: str, **fields: Sequence[object] | Tensor) -> None:
+    for name, field in fields.items():
+        if len(field) != num:
+            raise ValueError(f"{num} {of} have {len(field)} {name}")
+
+
 def _check_depth_first(lengths: list[int], parents: list[int]) -> None:
     if len(lengths) != len(parents):
         raise ValueError(f"{len(lengths)} segments have {len(parents)} parents")
@@ -385,7 +400,7 @@ def _path_offsets(lengths: list[int], parents: list[int]) -> Int[Tensor, " T"]:
 
 
 def _visible_in_window(packed: Packed, window: int) -> int:
-    offsets = packed.offsets.cpu()
+    offsets = packed._host_offsets
     total = 0
     for q0, q1, k0, k1, causal in packed.sight.calls.tolist():
         query, key = offsets[q0:q1], offsets[k0:k1]

@@ -86,7 +86,7 @@ def bits(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> In
 
 def uniform(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
     """`num` float32 values a key, uniform in (0, 1)."""
-    return (((bits(keys, place, num) >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    return (((bits(keys, place, num) >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23  # one bit more would round up to 1
 
 
 def normal(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:

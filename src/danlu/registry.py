@@ -56,7 +56,7 @@ def export(kind: str, name: str, *, source: str) -> Callable[[T], T]:
 
     def register(target: T) -> T:
         known = _exports.get((kind, name))
-        if known is not None and known.target.__qualname__ != target.__qualname__:
+        if known is not None and _origin(known.target) != _origin(target):
             raise RecipeError(f"two {kind}s are called '{name}': {known.target!r} and {target!r}", do="Rename one.")
         _exports[kind, name] = Export(kind, name, target, source)
         return target
@@ -98,8 +98,19 @@ def lookup(kind: str, name: str) -> Any:
 
 
 def name_of(target: type) -> str:
-    """The public name of an exported class."""
-    return next(e.name for e in _exports.values() if e.target is target)
+    """The public name of an exported class.
+
+    Raises:
+        RecipeError: when it has none.
+    """
+    for entry in _exports.values():
+        if entry.target is target:
+            return entry.name
+    raise RecipeError(f"{target!r} is not exported", do="Give it a name with @export.")
+
+
+def _origin(target: type) -> tuple[str, str]:
+    return target.__module__, target.__qualname__
 
 
 def _discover(kind: str) -> None:

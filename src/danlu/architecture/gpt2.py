@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from danlu.architecture.hub import known_fields, refuse
+from danlu.architecture.hub import chosen_vocabulary, known_fields, refuse
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
 from danlu.parts.block import Pass, attend
@@ -42,8 +42,8 @@ class GPT2Config(ArchitectureConfig):
 
     model_type = "gpt2"
 
-    vocab_size: int = Field(50257, ge=2)
-    """How many tokens there are."""
+    vocab_size: int | None = Field(None, ge=2)
+    """How many tokens there are; null takes the tokenizer's."""
     n_positions: int = Field(1024, ge=1)
     """How many positions are learned: the longest sequence."""
     n_embd: int = Field(768, ge=1)
@@ -115,7 +115,7 @@ class GPT2Config(ArchitectureConfig):
     @property
     def vocabulary(self) -> int:
         """See `ArchitectureConfig`."""
-        return self.vocab_size
+        return chosen_vocabulary(self.vocab_size)
 
     @property
     def longest(self) -> int:
@@ -170,7 +170,7 @@ class GPT2(SequenceModel):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config: GPT2Config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = nn.Embedding(config.vocabulary, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
@@ -196,4 +196,4 @@ class GPT2(SequenceModel):
         c = self.config
         linear = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
         attention = 4 * c.n_embd * c.n_layer * packed.visible_pairs()
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocab_size * c.n_embd
+        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocabulary * c.n_embd

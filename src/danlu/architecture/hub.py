@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.contracts import ArchitectureConfig, SequenceModel
-from danlu.errors import CheckpointError, UnsupportedError
+from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.registry import exported
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -39,6 +39,17 @@ def refuse(config: Mapping[str, Any], name: str, *allowed: object) -> None:
         raise UnsupportedError(
             f"the checkpoint's {name} is {config[name]!r}", where=_CONFIG, do=f"Supported: {supported}."
         )
+
+
+def chosen_vocabulary(size: int | None) -> int:
+    """A vocabulary's size, once it is known.
+
+    Raises:
+        RecipeError: when neither the recipe nor a tokenizer has said it.
+    """
+    if size is None:
+        raise RecipeError("the size of the vocabulary is not known", where="model.vocab_size", do="Set it.")
+    return size
 
 
 def read_config(directory: Path) -> ArchitectureConfig:
@@ -105,13 +116,20 @@ def _other_spelling(name: str, known: Mapping[str, str]) -> str:
     return next((f"{prefix}.{name}" for prefix in prefixes if f"{prefix}.{name}" in known), name)
 
 
-def save_hub(model: SequenceModel, directory: str | Path, *, like: str | Path | None = None) -> None:
+def save_hub(
+    model: SequenceModel,
+    directory: str | Path,
+    *,
+    like: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model in hub format, so that `transformers` loads it.
 
     Args:
         model: what to write.
         directory: where; made when absent.
         like: the checkpoint it was started from, whose further settings are kept.
+        settings: more entries of `config.json`, as the ids of the first and last token.
     """
     directory, config = Path(directory), model.config
     directory.mkdir(parents=True, exist_ok=True)
@@ -122,7 +140,7 @@ def save_hub(model: SequenceModel, directory: str | Path, *, like: str | Path | 
         for name, p in model.named_parameters()
     }
     save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
-    settings = config.to_hub()
+    settings = {**config.to_hub(), **(settings or {})}
     if like is not None:
         settings = {**_read_json(Path(like) / _CONFIG), **settings}
         for name in _CARRIED:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from danlu.architecture.hub import known_fields, refuse
+from danlu.architecture.hub import chosen_vocabulary, known_fields, refuse
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
 from danlu.parts.block import Pass, attend
@@ -44,8 +44,8 @@ class LlamaFamilyConfig(ArchitectureConfig):
     qkv_bias: ClassVar[bool | None] = None
     output_bias: ClassVar[bool | None] = False
 
-    vocab_size: int = Field(32000, ge=2)
-    """How many tokens there are."""
+    vocab_size: int | None = Field(None, ge=2)
+    """How many tokens there are; null takes the tokenizer's."""
     hidden_size: int = Field(512, ge=2)
     """Width of the residual stream."""
     intermediate_size: int = Field(1408, ge=1)
@@ -161,7 +161,7 @@ class LlamaFamilyConfig(ArchitectureConfig):
     @property
     def vocabulary(self) -> int:
         """See `ArchitectureConfig`."""
-        return self.vocab_size
+        return chosen_vocabulary(self.vocab_size)
 
     @property
     def memory_shape(self) -> tuple[int, int, int]:
@@ -242,11 +242,11 @@ class Llama(SequenceModel):
     def __init__(self, config: LlamaFamilyConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+            self.lm_head = Linear(config.hidden_size, config.vocabulary)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
     @property
@@ -270,7 +270,7 @@ class Llama(SequenceModel):
         linear = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocab_size * c.hidden_size
+        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocabulary * c.hidden_size
 
 
 def _count(windows: Iterable[int | None]) -> list[tuple[int | None, int]]:

@@ -103,8 +103,8 @@ class _Merged:
 
     def __init__(self, q: Tensor, table: Tensor, window: int) -> None:
         calls_of_row = torch.zeros(q.shape[1], dtype=torch.int64)
-        for q0, q1, *_ in table.tolist():
-            calls_of_row[q0:q1] += 1
+        for q0, q1, k0, k1, _ in table.tolist():
+            calls_of_row[q0:q1] += k1 > k0
         several = bool((calls_of_row > 1).any())
         self.complete = bool((calls_of_row > 0).all()) and not several and window == _NO_WINDOW
         self.values = torch.empty_like(q) if self.complete else torch.zeros_like(q, dtype=_precise(q))
@@ -159,9 +159,10 @@ def _fused_calls(
     """Whole calls where the kernel needs no mask; tiles with a mask where there is a window."""
     for call in table:
         q0, q1, k0, k1, causal = call.tolist()
+        if q1 == q0 or k1 == k0:
+            continue
         if window == _NO_WINDOW or int(key_offset[k0]) == ANYWHERE or (causal and q1 - q0 <= window):
-            if q1 > q0 and k1 > k0:
-                yield slice(q0, q1), slice(k0, k1), bool(causal), None
+            yield slice(q0, q1), slice(k0, k1), bool(causal), None
             continue
         for tile in tiles(call[None], query_offset, key_offset, window):
             keys = torch.arange(tile.keys.stop - tile.keys.start)
@@ -188,6 +189,7 @@ def fused_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values."""
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+    lse = lse.masked_fill(lse == -math.inf, 0.0)  # of a row that sees nothing: exp(-inf - 0) is 0, exp(-inf + inf) is not
     for rows, keys, causal, seen in _fused_calls(table, query_offset, key_offset, window):
         inputs = ((grad, rows), (q, rows), (k, keys), (v, keys), (out, rows))
         heads = (x[where].transpose(0, 1)[None] for x, where in inputs)

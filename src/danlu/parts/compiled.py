@@ -37,10 +37,15 @@ def is_compiling() -> bool:
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile this function, for sizes that vary, when compilation is on."""
-    fused: Callable[P, R] = torch.compile(function, dynamic=True)
+    fused: Callable[P, R] | None = None
 
     @functools.wraps(function)
     def choose(*args: P.args, **kwargs: P.kwargs) -> R:
-        return fused(*args, **kwargs) if _on else function(*args, **kwargs)
+        nonlocal fused
+        if not _on:
+            return function(*args, **kwargs)
+        if fused is None:  # the first mention of torch.compile imports the whole compiler: seconds no one else should pay
+            fused = torch.compile(function, dynamic=True)
+        return fused(*args, **kwargs)
 
     return choose

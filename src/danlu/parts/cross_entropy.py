@@ -200,8 +200,11 @@ class _LogProbs(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor
     ) -> Tensor:
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        rows = [_statistics(logits, tokens[chunk], 0.0) for chunk, logits in _chunks(hidden, head, shift)]
-        lse, target = (torch.cat([getattr(r, name) for r in rows]) for name in ("lse", "target"))
+        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        lse, target = (hidden.new_empty(len(hidden), dtype=precise) for _ in range(2))
+        for chunk, logits in _chunks(hidden, head, shift):
+            rows = _statistics(logits, tokens[chunk], 0.0)
+            lse[chunk], target[chunk] = rows.lse, rows.target
         ctx.save_for_backward(hidden, weight, bias, tokens, lse)
         return target - lse
 

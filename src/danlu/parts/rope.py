@@ -41,22 +41,28 @@ class Rotary(nn.Module):
         inv_freq, self.factor = frequencies(head_width, theta, scaling or {})
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
-    def forward(self, positions: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T K/2"], Float[Tensor, "T K/2"]]:
+    def forward(self, positions: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T R"], Float[Tensor, "T R"]]:
         """Cosine and sine of each position's angles."""
         angles = positions[:, None].float() * self.inv_freq.float()
         return angles.cos() * self.factor, angles.sin() * self.factor
 
 
-def rotate(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T K/2"], sin: Float[Tensor, "T K/2"]) -> Float[Tensor, "T H K"]:
+def rotate(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T R"], sin: Float[Tensor, "T R"]) -> Float[Tensor, "T H K"]:
     """Turn each pair (i, i + K/2) of x by its row's angle."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def frequencies(head_width: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Float[Tensor, " K/2"], float]:
-    """The angular frequency of each pair, and what cosine and sine are multiplied by."""
-    base = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+def frequencies(head_width: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Float[Tensor, " R"], float]:
+    """The angular frequency of each pair, and what cosine and sine are multiplied by.
+
+    To the last bit what `transformers` computes: an angle at position 100,000 has five digits fewer than its frequency.
+    """
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError("only a part of each head is rotated", do="Use a checkpoint that rotates whole heads.")
+    periods = theta ** (torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+    base = 1.0 / periods
     match scaling.get("rope_type", scaling.get("type", "default")):
         case "default":
             return base, 1.0
@@ -65,7 +71,7 @@ def frequencies(head_width: int, theta: float, scaling: Mapping[str, Any]) -> tu
         case "llama3":
             return _llama3(base, scaling), 1.0
         case "yarn":
-            return _yarn(base, theta, head_width, scaling)
+            return _yarn(periods, theta, head_width, scaling)
         case other:
             raise UnsupportedError(
                 f"rotary scaling '{other}' takes its frequencies from the longest sequence of a pack, "
@@ -78,12 +84,12 @@ def _llama3(base: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     """Slow frequencies divided by the factor, fast ones kept, a linear blend between."""
     original = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = original * base / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return base / scaling["factor"] * (1 - kept) + base * kept
+    wavelength = 2 * math.pi / base
+    kept = ((original / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * base / scaling["factor"] + kept * base
 
 
-def _yarn(base: Tensor, theta: float, head_width: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
+def _yarn(periods: Tensor, theta: float, head_width: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
     """Interpolate the pairs that turn less than beta_slow times over the original context, keep those beyond beta_fast."""
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
 
@@ -94,8 +100,15 @@ def _yarn(base: Tensor, theta: float, head_width: int, scaling: Mapping[str, Any
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_width - 1)
-    ramp = ((torch.arange(head_width // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
+    pairs = torch.arange(head_width // 2, dtype=torch.float32)
+    kept = 1 - ((pairs - low) / (high - low if high != low else 0.001)).clamp(0, 1)
     attention = scaling.get("attention_factor")
     if attention is None:
-        attention = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-    return base / factor * ramp + base * (1 - ramp), attention
+        scale, scale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        both = scale and scale_all
+        attention = _sharpness(factor, scale) / _sharpness(factor, scale_all) if both else _sharpness(factor, 1.0)
+    return 1.0 / (factor * periods) * (1 - kept) + 1.0 / periods * kept, attention
+
+
+def _sharpness(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

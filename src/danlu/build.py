@@ -1,0 +1,211 @@
+"""From a recipe to objects: the one place that knows concrete classes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danlu.architecture.hub import load_hub, save_hub
+from danlu.contracts import ArchitectureConfig, Batch, SequenceModel
+from danlu.data import CorpusSource, Data, Tokenizer, build_data
+from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.device import Device
+from danlu.engine.loop import Loop, Plan
+from danlu.engine.record import Recorder
+from danlu.engine.update import Updater
+from danlu.errors import DataError, RecipeError, UnsupportedError
+from danlu.random import fold, place_key
+from danlu.recipe import HubModel, Recipe
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MEASUREMENTS = 10
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a recipe names, made and checked; nothing has been trained or written.
+
+    Attributes:
+        recipe: resolved: what it left open is filled in.
+        device: where.
+        data: what it learns from.
+        policy: the model that is trained.
+    """
+
+    recipe: Recipe
+    device: Device
+    data: Data
+    policy: SequenceModel
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of one pass over the data."""
+        return len(self.data.train)
+
+    @property
+    def steps(self) -> int:
+        """Updates of the run; about so many, where it is so many epochs of steps counted in tokens."""
+        run, data = self.recipe.run, self.recipe.data
+        if run.steps is not None:
+            return run.steps
+        samples = self.epoch_samples * (run.epochs or 1)
+        if data.step_samples is not None:
+            return math.ceil(samples / data.step_samples)
+        tokens = int(self.data.train.lengths.sum()) * (run.epochs or 1)
+        return math.ceil(tokens / (data.step_tokens or 1))
+
+    def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
+        """The loop over these parts, writing into a run's directory."""
+        recipe, settings = self.recipe, self.recipe.run
+        every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
+        samples = self.epoch_samples * settings.epochs if settings.epochs else None
+        return Loop(
+            updater=self.updater(),
+            source=self.source(),
+            held_out=None if self.data.held_out is None else self.held_out,
+            schedule=recipe.optimizer.schedule,
+            device=self.device,
+            plan=Plan(
+                steps=settings.steps,
+                samples=samples,
+                eval_every=every,
+                checkpoint_every=settings.checkpoint_every or every,
+                keep_checkpoints=settings.keep_checkpoints,
+                lr=recipe.optimizer.lr,
+            ),
+            checkpoints=Checkpoints(run / "checkpoints"),
+            recorder=recorder,
+            continuations=self.continuations,
+            stopping=stopping,
+            identity={"parameters": sum(p.numel() for p in self.policy.parameters())},
+        )
+
+    def updater(self) -> Updater:
+        """What moves the weights."""
+        recipe = self.recipe
+        return Updater(
+            models={recipe.method.roles[0]: self.policy},
+            method=recipe.method,
+            optimizer=recipe.optimizer.build(self.policy),
+            device=self.device.torch,
+            pack_tokens=recipe.run.pack_tokens,
+            clip_norm=recipe.optimizer.clip_norm,
+            seed=recipe.run.seed,
+        )
+
+    def source(self) -> CorpusSource:
+        """What samples are drawn from."""
+        data, run = self.recipe.data, self.recipe.run
+        return CorpusSource(
+            self.data.train,
+            seed=run.seed,
+            step_samples=data.step_samples,
+            step_tokens=data.step_tokens,
+            shuffle=data.shuffle,
+            epochs=run.epochs,
+        )
+
+    def held_out(self) -> Iterator[Batch]:
+        """The groups it is measured on."""
+        corpus = self.data.held_out
+        assert corpus is not None
+        return (self.recipe.method.group(corpus[i]) for i in range(len(corpus)))
+
+    def continuations(self) -> Iterable[tuple[str, str]]:
+        """The recipe's prompts, and what the model makes of them now."""
+        run, tokenizer = self.recipe.run, self.data.tokenizer
+        if not run.prompts:
+            return []
+        from danlu.generate import Sampling, generate  # TEMP
+        sampling = Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
+        first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
+        stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        texts = map(tokenizer.decode, generate(self.policy, prompts, sampling, stop=stop))
+        return list(zip(run.prompts, texts, strict=True))
+
+    def export(self, directory: Path) -> None:
+        """Write the model and its tokenizer in hub format."""
+        model, tokenizer = self.recipe.model, self.data.tokenizer
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        like, settings = (model.path, {}) if isinstance(model, HubModel) else (None, ids)
+        save_hub(self.policy, directory, like=like, settings=settings)
+        tokenizer.save(directory)
+
+
+def assemble(recipe: Recipe) -> Experiment:
+    """Make and check everything a recipe names.
+
+    Raises:
+        RecipeError, DataError, CheckpointError, UnsupportedError: for what cannot be made.
+    """
+    device = Device.choose(recipe.run.device, recipe.run.threads)
+    precision = _precision(recipe, device)
+    if isinstance(recipe.model, HubModel):
+        policy, tokenizer = load_hub(recipe.model.path), None
+        if recipe.data.tokenizer is None:
+            tokenizer = Tokenizer.load(recipe.model.path)
+        data = build_data(recipe.data, recipe.run.seed, tokenizer)
+    else:
+        data = build_data(recipe.data, recipe.run.seed)
+        recipe = recipe.model_copy(update={"model": _with_vocabulary(recipe.model, data.tokenizer)})
+        assert isinstance(recipe.model, ArchitectureConfig)
+        policy = recipe.model.build()
+        recipe.model.initialize(policy, recipe.run.seed)
+    _check_fit(recipe, policy.config, data)
+    prepare(policy, device, precision, compiled=recipe.run.compile)
+    return Experiment(recipe, device, data, policy)
+
+
+def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, compiled: bool) -> None:
+    """Put a model where and how it will run, and give each place that draws randomness its key."""
+    model.to(device.torch)
+    model.compute_dtype = precision
+    for name, module in model.named_modules():
+        place = dict(module.named_buffers(recurse=False)).get("place")
+        if place is not None:
+            place.fill_(place_key(name))
+    if compiled:
+        for block in model.blocks:
+            block.compile(dynamic=True)
+
+
+def _precision(recipe: Recipe, device: Device) -> torch.dtype:
+    if recipe.run.precision == "fp16":
+        slow = "fp16 products on a CPU are hundreds of times slower than bf16" if device.kind == "cpu" else "fp16 needs loss scaling"
+        raise UnsupportedError(slow, where="run.precision", do="Use run.precision=bf16.")
+    return PRECISIONS[recipe.run.precision]
+
+
+def _with_vocabulary(model: ArchitectureConfig, tokenizer: Tokenizer) -> ArchitectureConfig:
+    """The architecture with the tokenizer's vocabulary, unless the recipe names one."""
+    if getattr(model, "vocab_size", None) is not None:
+        return model
+    return model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+
+
+def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
+    """Data, model and run go together.
+
+    Raises:
+        DataError: when a token has no embedding.
+        RecipeError: when a sample is longer than the model's positions.
+    """
+    corpora = [data.train] + ([data.held_out] if data.held_out is not None else [])
+    largest = max(corpus.max_token for corpus in corpora)
+    if largest >= config.vocabulary:
+        raise DataError(
+            f"the data hold token {largest}, and the model has {config.vocabulary} tokens (0 to {config.vocabulary - 1})",
+            where=recipe.data.tokenizer or "data.tokenizer",
+            do="Use the model's own tokenizer, or raise model.vocab_size.",
+        )
+    if config.longest is not None and recipe.data.context > config.longest:
+        raise RecipeError(
+            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions", do="Lower data.context."
+        )

@@ -1,0 +1,58 @@
+"""A recipe written out in full: every field there is, each with what it means."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import yaml
+
+from danlu.config import Config
+from danlu.recipe import HubModel, dump_recipe, load_recipe
+from danlu.registry import exported, name_of
+
+_WIDTH = 100
+
+
+def commented_recipe(name: str) -> str:
+    """A built-in recipe or a file's, resolved, with every field documented.
+
+    Raises:
+        RecipeError: when there is no such recipe, or it cannot be meant.
+    """
+    recipe = load_recipe(name, interpolate=False)
+    lines = [f"# {name}: edit, then: danlu train FILE"]
+    _write(recipe, dump_recipe(recipe), 0, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _write(config: Config, values: dict[str, Any], depth: int, lines: list[str]) -> None:
+    indent = "  " * depth
+    for field, info in type(config).model_fields.items():
+        part = getattr(config, field)
+        if depth == 0:
+            lines.append("")
+        lines += textwrap.wrap(info.description or "", _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        if isinstance(part, Config):
+            lines.append(f"{indent}{field}:")
+            _write_name(part, depth + 1, lines)
+            _write(part, values[field], depth + 1, lines)
+        else:
+            lines.append(f"{indent}{field}: {_scalar(values[field])}")
+
+
+def _scalar(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _write_name(config: Config, depth: int, lines: list[str]) -> None:
+    """The public name of a part that is one of several, and the others'."""
+    kind = next((e.kind for k in _KINDS for e in exported(k) if e.target is type(config)), None)
+    if kind is None or isinstance(config, HubModel):
+        return
+    others = ", ".join(e.name for e in exported(kind))
+    lines.append(f"{'  ' * depth}name: {name_of(type(config))}  # {(type(config).__doc__ or '').splitlines()[0]} One of: {others}")
+
+
+_KINDS = ("architecture", "method", "optimizer", "schedule")

@@ -1,0 +1,150 @@
+"""What a run says while it goes: a progress line on a terminal, JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console as Rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from danlu.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from danlu.training import Run
+
+_QUIET_SECONDS = 10.0
+
+
+class Console:
+    """Listens to a run; on a terminal draws its progress, elsewhere prints a row now and then, as JSON."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._spoke = 0.0
+        self._steps: int | None = None
+        self._rich = Rich()
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._rich)
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        if self._terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """See `Listener`."""
+        if not self._terminal:
+            if "held_out_loss" in row or time.monotonic() - self._spoke > _QUIET_SECONDS:
+                self._say(row)
+            return
+        if "loss" in row:
+            words = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s  mfu {row['mfu']:.0%}"
+            self._progress.update(self._task, completed=row["step"], description=words)
+        if "held_out_loss" in row:
+            bits = row.get("held_out_bits_per_byte")
+            more = "" if bits is None else f"  {bits:.3f} bits/byte"
+            self._progress.print(f"step {row['step']:>6}  held out: loss {row['held_out_loss']:.4f}{more}")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """See `Listener`."""
+        kind = event["kind"]
+        if kind in ("start", "resume"):
+            self._progress.update(self._task, total=event["steps"], completed=event.get("step", 0))
+        if not self._terminal:
+            if kind in ("data", "model", "resume", "warning"):
+                self._say({k: v for k, v in event.items() if k not in ("time", "length_histogram")})
+        elif kind == "data":
+            self._progress.print(
+                f"{event['documents']:,} documents, {event['tokens']:,} tokens, {event['samples']:,} samples "
+                f"({event['cut']} documents cut, {event['empty']} empty, {event['too_short']} too short); "
+                f"{event['held_out_samples']:,} held out; vocabulary {event['vocab_size']:,}"
+            )
+        elif kind == "model":
+            self._progress.print(f"{event['architecture']}: {event['parameters']:,} parameters")
+
+    def close(self) -> None:
+        """See `Listener`."""
+        if self._terminal:
+            self._progress.stop()
+
+    def _say(self, row: Mapping[str, Any]) -> None:
+        self._spoke = time.monotonic()
+        print(json.dumps(row), flush=True)
+
+
+def show_plan(plan: Mapping[str, Any]) -> None:
+    """What a dry run found."""
+    if not sys.stdout.isatty():
+        print(json.dumps(plan))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in plan.items():
+        words = ", ".join(f"{v:,} {k}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        table.add_row(name.replace("_", " "), f"{words:,.0f}" if isinstance(words, int | float) else str(words))
+    Rich().print(table)
+
+
+def show_result(run: Run) -> None:
+    """What came of a run."""
+    samples = [e for e in _events(run) if e["kind"] == "sample"]
+    report = run.path / "report.html"
+    if not sys.stdout.isatty():
+        sample = samples[-1]["prompt"] + samples[-1]["text"] if samples else None
+        words = {"run": str(run.path), "reason": run.reason, **run.metrics, "sample": sample, "report": str(report)}
+        print(json.dumps(words, ensure_ascii=False))
+        return
+    rich = Rich()
+    if samples:
+        rich.rule("a sample")
+        rich.print(f"[bold]{_plain(samples[-1]['prompt'])}[/]{_plain(samples[-1]['text'])}", highlight=False)
+        rich.rule()
+    for name, words in (("held_out_bits_per_byte", "bits per byte"), ("held_out_perplexity", "perplexity"), ("held_out_loss", "loss")):
+        if name in run.metrics:
+            rich.print(f"held-out {words}: [bold]{run.metrics[name]:.4f}[/]")
+    if run.reason != "done":
+        rich.print(f"stopped by {run.reason}; go on by: danlu resume {run.path}")
+    elif (run.path / "final").exists():
+        rich.print(f"model: {run.path / 'final'}")
+    rich.print(f"report: {report}", soft_wrap=True)
+
+
+def show_catalogue(what: str | None) -> None:
+    """Everything exported, or one kind of it."""
+    from danlu.recipe import builtin_recipes
+    from danlu.registry import exported, kinds
+
+    known = ["recipes", *kinds()]
+    wanted = known if what is None else [what if what in known else what.removesuffix("s")]
+    if wanted[0] not in known:
+        raise RecipeError(f"there is no '{what}' to list", do=did_you_mean(str(what), known))
+    rows = [("recipe", name, "", "") for name in builtin_recipes()] if "recipes" in wanted else []
+    rows += [(e.kind, e.name, e.summary, e.source) for kind in wanted if kind != "recipes" for e in exported(kind)]
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    table = Table("kind", "name", "what it is", "source", box=None)
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    Rich().print(table)
+
+
+def _plain(text: str) -> str:
+    """Text in which rich finds no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _events(run: Run) -> list[dict[str, Any]]:
+    lines = (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,1 @@
+"""The engine: what runs a model and a method on data."""

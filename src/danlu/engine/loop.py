@@ -1,0 +1,212 @@
+"""The loop: the only one there is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from danlu.contracts import Batch, Source
+from danlu.engine.checkpoint import Checkpoints, Snapshot
+from danlu.engine.device import Device
+from danlu.engine.record import Recorder
+from danlu.engine.schedule import Schedule
+from danlu.engine.state import load_optimizer, optimizer_tensors
+from danlu.engine.update import Updater
+from danlu.errors import CheckpointError, RunError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and what happens when.
+
+    Attributes:
+        steps: updates, when the run is so many; else None.
+        samples: samples in all, when the run is so many epochs.
+        eval_every: updates between measurements.
+        checkpoint_every: updates between checkpoints.
+        keep_checkpoints: how many of the newest are kept.
+        lr: the highest learning rate.
+    """
+
+    steps: int | None
+    samples: int | None
+    eval_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    lr: float
+
+    def share(self, progress: Progress, samples: int = 0) -> float:
+        """The share of the run that is consumed; with `samples`, when one more update of so many ends."""
+        if self.steps is not None:
+            return (progress.step + bool(samples)) / self.steps
+        return (progress.samples + samples) / (self.samples or 1)
+
+
+@dataclass
+class Progress:
+    """How far a run has come; all of it is saved."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    measured: int = -1
+    best_step: int = -1
+    best_loss: float | None = None
+
+
+@dataclass
+class Loop:
+    """A run's parts, and how they turn.
+
+    Attributes:
+        updater: moves the weights.
+        source: what it learns from.
+        held_out: the groups it is measured on; none when there are no such data.
+        schedule: of the learning rate.
+        device: where.
+        plan: how long, how often.
+        checkpoints: where snapshots go.
+        recorder: where measurements go.
+        continuations: prompts and what the model makes of them, asked at each measurement.
+        stopping: asked after each update; a reason ends the run there.
+        identity: what a checkpoint says of the run it belongs to.
+    """
+
+    updater: Updater
+    source: Source
+    held_out: Callable[[], Iterable[Batch]] | None
+    schedule: Schedule
+    device: Device
+    plan: Plan
+    checkpoints: Checkpoints
+    recorder: Recorder
+    continuations: Callable[[], Iterable[tuple[str, str]]]
+    stopping: Callable[[], str | None]
+    identity: Mapping[str, Any]
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> str:
+        """Train to the end; say why it ended: "done", or what `stopping` said."""
+        self.device.peak_flops(self.updater.policy.compute_dtype)
+        if self.progress.measured < 0:
+            self._measure_start()
+        stop = None
+        while stop is None and self.plan.share(self.progress) < 1:
+            start = time.perf_counter()
+            samples = self.source.draw()
+            if not samples:
+                break
+            row = self._update([self.updater.method.group(sample) for sample in samples], start)
+            stop = self.stopping()
+            last = stop is not None or self.plan.share(self.progress) >= 1
+            if self._due(self.plan.eval_every) or (last and stop is None):
+                row |= self._measure()
+            self.recorder.metrics(row)
+            if self.progress.measured == self.progress.step:
+                self._continue_prompts()
+            if last or self._due(self.plan.checkpoint_every):
+                self.save()
+        return stop or "done"
+
+    def save(self) -> Path:
+        """Write a checkpoint."""
+        policy, progress = self.updater.policy, self.progress
+        tensors = {
+            "model": dict(policy.named_parameters()),
+            "optimizer": optimizer_tensors(self.updater.optimizer, policy),
+        }
+        state = {"progress": asdict(progress), "source": self.source.state_dict(), **self.identity}
+        best = progress.best_step == progress.step
+        path = self.checkpoints.save(
+            Snapshot(progress.step, tensors, state), best=best, keep=self.plan.keep_checkpoints
+        )
+        self.recorder.event("checkpoint", step=progress.step, path=f"checkpoints/{path.name}", best=best)
+        return path
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: when it is of another model, or does not hold what is needed.
+        """
+        policy = self.updater.policy
+        saved, own = snapshot.tensors.get("model", {}), dict(policy.named_parameters())
+        if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in own.items()}:
+            raise CheckpointError(f"step {snapshot.step} is of another model", where=self.checkpoints.folder)
+        for name, parameter in own.items():
+            parameter.data.copy_(saved[name])
+        load_optimizer(self.updater.optimizer, policy, snapshot.tensors.get("optimizer", {}))
+        try:
+            self.progress = Progress(**snapshot.state["progress"])
+            self.source.load_state_dict(snapshot.state["source"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"the state of step {snapshot.step} is incomplete", where=self.checkpoints.folder) from error
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0
+
+    def _update(self, groups: Sequence[Batch], start: float) -> dict[str, Any]:
+        """One update; what was measured of it."""
+        updater, progress = self.updater, self.progress
+        samples, tokens = sum(g.num_samples for g in groups), sum(len(g) for g in groups)
+        lr = self.plan.lr * self.schedule.factor(self.plan.share(progress, samples))
+        measured = updater.gradient(groups, progress.step)
+        norm = updater.clip()
+        if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
+            raise _exploded(progress.step + 1, measured["loss"], norm, groups)
+        updater.move(lr)
+        self.device.synchronize()
+        seconds = time.perf_counter() - start
+        progress.step, progress.samples, progress.tokens = (
+            progress.step + 1,
+            progress.samples + samples,
+            progress.tokens + tokens,
+        )
+        flops, packs = measured.pop("flops"), measured.pop("packs")
+        return {
+            "step": progress.step,
+            **measured,
+            "tokens": tokens,
+            "samples": samples,
+            "packs": packs,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / self.device.peak_flops(updater.policy.compute_dtype),
+            "grad_norm": norm,
+            "lr": lr,
+            "memory_bytes": self.device.memory_used(),
+            "packing_efficiency": tokens / (packs * updater.pack_tokens),
+            "total_tokens": progress.tokens,
+        }
+
+    def _measure(self) -> dict[str, float]:
+        """The metrics on held-out data, each name with "held_out_" before it."""
+        self.progress.measured = self.progress.step
+        if self.held_out is None:
+            return {}
+        measured = self.updater.measure(self.held_out())
+        if self.progress.best_loss is None or measured["loss"] < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_step = measured["loss"], self.progress.step
+        return {f"held_out_{name}": value for name, value in measured.items()}
+
+    def _measure_start(self) -> None:
+        if row := self._measure():
+            self.recorder.metrics({"step": self.progress.step, **row})
+        self._continue_prompts()
+
+    def _continue_prompts(self) -> None:
+        for prompt, text in self.continuations():
+            self.recorder.event("sample", step=self.progress.step, prompt=prompt, text=text)
+
+
+def _exploded(step: int, loss: float, norm: float, groups: Sequence[Batch]) -> RunError:
+    origins = [place for group in groups for place in group.origin]
+    among = ", ".join(origins[:3]) + (f" and {len(origins) - 3} more" if len(origins) > 3 else "")
+    return RunError(
+        f"step {step} has loss {loss} and gradient norm {norm}, on samples {among}; no weight was changed",
+        do="Lower optimizer.lr, or look at these samples; the last checkpoint is whole.",
+    )

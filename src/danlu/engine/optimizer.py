@@ -1,0 +1,51 @@
+"""Optimisers: from gradients to updates."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from danlu.config import Config, Kind
+from danlu.engine.schedule import Cosine, Schedule
+from danlu.registry import export
+
+
+class OptimizerConfig(Config):
+    """How gradients move weights."""
+
+    lr: float = Field(3e-4, gt=0)
+    """The highest learning rate; the schedule takes a share of it."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm when it is longer; null never does."""
+    schedule: Annotated[Schedule, Kind("schedule")] = Field(default_factory=Cosine)
+    """How the rate changes over the run."""
+
+    @abstractmethod
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of the model's trainable parameters."""
+
+
+@export("optimizer", "adamw", source="Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101")
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """How slowly the averages of the gradient and of its square forget."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second average."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Share of a matrix taken off at each update, times the rate; biases, norms and other vectors keep theirs."""
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """See `OptimizerConfig`."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        present = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(present, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -1,0 +1,137 @@
+"""What a run writes down as it goes: metrics, events, and what else listens."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from danlu.errors import UnsupportedError
+
+
+class Listener(Protocol):
+    """Something that wants to hear of a run while it goes."""
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """One step's measurements."""
+        ...
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Something that happened."""
+        ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
+class Recorder:
+    """Appends to ``metrics.jsonl`` and ``events.jsonl``, line by line, and passes on to listeners.
+
+    Args:
+        run: the run's directory.
+        listeners: who else hears of it.
+    """
+
+    def __init__(self, run: Path, listeners: Sequence[Listener] = ()) -> None:
+        self._run, self._listeners = run, listeners
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Write down one step."""
+        self._append("metrics.jsonl", row)
+        for listener in self._listeners:
+            listener.metrics(row)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Write down that something happened now."""
+        event = {"time": time.time(), "kind": kind, **fields}
+        self._append("events.jsonl", event)
+        for listener in self._listeners:
+            listener.event(event)
+
+    def close(self) -> None:
+        """Tell the listeners that the run is over."""
+        for listener in self._listeners:
+            listener.close()
+
+    def cut_back(self, step: int) -> None:
+        """Forget what lies after a step, so that no step is ever there twice."""
+        for name in ("metrics.jsonl", "events.jsonl"):
+            file = self._run / name
+            if file.exists():
+                rows = (_row(line) for line in file.read_text(encoding="utf-8").splitlines())
+                kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
+                unfinished = file.with_suffix(".tmp")
+                unfinished.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+                unfinished.replace(file)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with (self._run / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line's object; a line that a crash cut short is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+class TensorBoard:
+    """Scalars into the run's directory, for TensorBoard."""
+
+    def __init__(self, run: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _absent("tensorboard") from None
+        self._writer = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """See `Listener`."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """See `Listener`."""
+        if event["kind"] == "sample":
+            self._writer.add_text(event["prompt"], event["text"], event["step"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """See `Listener`."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WeightsAndBiases:
+    """Scalars and the recipe to Weights & Biases."""
+
+    def __init__(self, run: Path, recipe: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise _absent("wandb") from None
+        self._run = wandb.init(project="danlu", name=run.name, dir=str(run), config=dict(recipe))
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """See `Listener`."""
+        self._run.log(dict(row), step=row["step"])
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """See `Listener`."""
+
+    def close(self) -> None:
+        """See `Listener`."""
+        self._run.finish()
+
+
+def _absent(package: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{package} is not installed", where="run.loggers", do=f"Install it with: pip install 'danlu[{package}]'."
+    )

@@ -1,0 +1,204 @@
+"""Continuations of many prompts at once, without padding and without waiting for each other.
+
+Every pass is one pack of all active sequences' new tokens, end to end: all of a new prompt's beside one each of the others.
+When a sequence ends, the next prompt takes its place in the very next pass.
+
+References:
+    Yu et al., 2022, "Orca: a distributed serving system for transformer-based generative models",
+    https://www.usenix.org/conference/osdi22/presentation/yu
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+from danlu.contracts import SequenceModel
+from danlu.errors import RecipeError, UnsupportedError
+from danlu.generate.cache import Cache
+from danlu.generate.sampling import Sampling
+from danlu.packed import ROOT, Packed
+from danlu.parts.compiled import compilation
+from danlu.parts.readout import Logits
+
+Ending: TypeAlias = Literal["stop", "length"]
+"""Why a continuation ended: with a stop token, or because it became as long as allowed."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of one continuation.
+
+    Attributes:
+        prompt: which prompt it continues.
+        token: the token.
+        ended: why it is the last one, or None when it is not.
+    """
+
+    prompt: int
+    token: int
+    ended: Ending | None
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote.
+
+    Attributes:
+        tokens: all of it, a stop token at the end included.
+        ended: why it ended.
+    """
+
+    tokens: tuple[int, ...]
+    ended: Ending
+
+
+@dataclass
+class _Active:
+    """A sequence that is being written."""
+
+    prompt: int
+    sample: int
+    feed: Sequence[int]
+    num_new: int = 0
+
+
+def generate(
+    model: SequenceModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop: Collection[int] = (),
+    max_active: int | None = None,
+    samples: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """Continue prompts, token by token as they are drawn.
+
+    Between tokens the model is as it was: in training or not, and with gradients on or not.
+
+    Args:
+        model: what writes.
+        prompts: token ids, with whatever a sequence begins with.
+        sampling: how tokens are drawn.
+        stop: tokens that end a continuation.
+        max_active: how many sequences are kept in memory at once; all by default.
+        samples: each prompt's sample id, all different: what its randomness is keyed by; its index by default.
+
+    Raises:
+        RecipeError: for a prompt without tokens or with tokens that the model does not have.
+        UnsupportedError: when a prompt and its continuation could become longer than the model has positions.
+    """
+    ids = range(len(prompts)) if samples is None else samples
+    _check(model, prompts, sampling, max_active, ids)
+    waiting = deque(_Active(i, sample, prompt) for i, (sample, prompt) in enumerate(zip(ids, prompts, strict=True)))
+    return _steps(model, waiting, sampling, frozenset(stop), max_active or len(prompts))
+
+
+def complete(
+    model: SequenceModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop: Collection[int] = (),
+    max_active: int | None = None,
+    samples: Sequence[int] | None = None,
+) -> list[Continuation]:
+    """Each prompt's whole continuation, in order; see `generate`."""
+    tokens: list[list[int]] = [[] for _ in prompts]
+    endings: dict[int, Ending] = {}
+    for step in generate(model, prompts, sampling, stop=stop, max_active=max_active, samples=samples):
+        tokens[step.prompt].append(step.token)
+        if step.ended is not None:
+            endings[step.prompt] = step.ended
+    return [Continuation(tuple(written), endings[i]) for i, written in enumerate(tokens)]
+
+
+def _check(
+    model: SequenceModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_active: int | None,
+    samples: Sequence[int],
+) -> None:
+    vocabulary, longest = model.config.vocabulary, model.config.longest
+    if max_active is not None and max_active < 1:
+        raise RecipeError(f"with max_active {max_active} nothing is ever written", do="Set it to 1 or more.")
+    if len(samples) != len(prompts) or len(set(samples)) < len(samples):
+        raise RecipeError("every prompt needs a sample id of its own", do="Give each a different one, or none at all.")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            do = "Begin it with a token that sequences begin with."
+            raise RecipeError(f"prompt {i} has no tokens, so nothing predicts the first", do=do)
+        outside = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if outside is not None:
+            do = "Use the tokenizer that belongs to the model."
+            raise RecipeError(f"prompt {i} has token {outside}, the model has {vocabulary} tokens", do=do)
+        length = len(prompt) + sampling.max_new_tokens
+        if longest is not None and length > longest:
+            what = f"prompt {i} ({len(prompt)} tokens) and max_new_tokens ({sampling.max_new_tokens}) come to {length}"
+            do = "Shorten the prompt or lower max_new_tokens."
+            raise UnsupportedError(f"{what}, the model has positions for {longest}", do=do)
+
+
+def _steps(
+    model: SequenceModel, waiting: deque[_Active], sampling: Sampling, stop: frozenset[int], max_active: int
+) -> Iterator[Step]:
+    cache = Cache()
+    active: list[_Active] = []
+    while waiting or active:
+        while waiting and len(active) < max_active:
+            active.append(waiting.popleft())
+        tokens = _draw(model, cache, active, sampling)
+        steps, going_on = [], []
+        for sequence, token in zip(active, tokens, strict=True):
+            sequence.feed, sequence.num_new = [token], sequence.num_new + 1
+            ended = _ending(sequence, token, stop, sampling)
+            steps.append(Step(sequence.prompt, token, ended))
+            if ended is None:
+                going_on.append(sequence)
+            else:
+                cache.release(sequence.sample)
+        active = going_on
+        yield from steps
+
+
+def _ending(sequence: _Active, token: int, stop: frozenset[int], sampling: Sampling) -> Ending | None:
+    if token in stop:
+        return "stop"
+    return "length" if sequence.num_new == sampling.max_new_tokens else None
+
+
+def _draw(model: SequenceModel, cache: Cache, active: Sequence[_Active], sampling: Sampling) -> list[int]:
+    """The next token of every active sequence, from one pass over what is new in each."""
+    ids = [sequence.sample for sequence in active]
+    starts = [cache.length(sample) for sample in ids]
+    stops = [start + len(sequence.feed) for start, sequence in zip(starts, active, strict=True)]
+    positions = torch.cat([torch.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+    packed = Packed.tree(
+        [sequence.feed for sequence in active], parents=[ROOT] * len(active), samples=ids, positions=positions
+    ).to(next(model.parameters()).device)
+    last = (packed.cu_seqlens[1:] - 1).to(packed.tokens.device)
+    with evaluating(model):
+        (logits,) = model(packed, [Logits(last)], cache)
+        tokens = sampling.choose(logits, sampling.keys(torch.tensor(ids), torch.tensor(stops)))
+    drawn: list[int] = tokens.tolist()
+    return drawn
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within, nothing is trained, differentiated or compiled; each module is left as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode(), compilation(False):
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,1 @@
+"""Methods: how a model learns; one file each, readable beside its paper."""

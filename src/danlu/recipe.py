@@ -1,0 +1,309 @@
+"""Recipes: what a run is, in five nouns, validated before anything is built.
+
+A recipe is YAML (or a dictionary); every field is documented beside the class it configures. It is read against those classes
+one by one, so that each fault is named by its place: the file's line, or the override.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sysconfig
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from danlu.config import Config, Kind
+from danlu.contracts import ArchitectureConfig, Method
+from danlu.data import DataConfig
+from danlu.engine.optimizer import AdamW, OptimizerConfig
+from danlu.errors import RecipeError, did_you_mean
+from danlu.registry import exported, lookup, name_of
+
+
+class HubModel(Config):
+    """A checkpoint in the hub's format."""
+
+    path: str
+    """Its directory: config.json, safetensors, tokenizer files."""
+
+
+class RunConfig(Config):
+    """How, where and how long it runs."""
+
+    out: str | None = None
+    """The run's directory, which must not exist; runs/NAME-TIME by default."""
+    steps: int | None = Field(None, ge=1)
+    """Updates; this or `epochs`."""
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the data; this or `steps`."""
+    seed: int = Field(0, ge=0)
+    """Everything random follows from it."""
+    device: str = "auto"
+    """auto, cpu, cuda, or another accelerator torch knows."""
+    threads: int | None = Field(None, ge=1)
+    """Processor threads; all cores by default."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of activations and products; weights, gradients and the optimiser's averages stay float32."""
+    compile: bool = False
+    """Compile the blocks: faster steps after a start-up of about a minute; needs a C++ compiler on a CPU."""
+    pack_tokens: int = Field(4096, ge=1)
+    """Tokens that go through at once, at most: a matter of memory, which changes no result."""
+    eval_every: int | None = Field(None, ge=1)
+    """Updates between measurements on held-out data; by default ten in a run."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Updates between checkpoints; by default at each measurement."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many are kept, and the best."""
+    prompts: tuple[str, ...] = ()
+    """Texts to be continued at each measurement."""
+    prompt_tokens: int = Field(64, ge=1)
+    """Tokens that each of them is continued by."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a run is so many steps or so many epochs: set exactly one of steps and epochs")
+        return self
+
+
+class Recipe(Config):
+    """A run."""
+
+    model: SerializeAsAny[Annotated[ArchitectureConfig | HubModel, Kind("architecture")]]
+    """A checkpoint's path, or an architecture by name with its fields."""
+    method: SerializeAsAny[Annotated[Method, Kind("method")]]
+    """How it learns."""
+    data: DataConfig
+    """What it learns from."""
+    optimizer: SerializeAsAny[Annotated[OptimizerConfig, Kind("optimizer")]] = Field(default_factory=AdamW)
+    """How gradients move weights."""
+    run: RunConfig
+    """How, where and how long."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.run.pack_tokens < self.data.context:
+            raise ValueError(
+                f"run.pack_tokens ({self.run.pack_tokens}) is less than data.context ({self.data.context}): "
+                "one sample would not fit"
+            )
+        if isinstance(self.model, ArchitectureConfig) and self.model.longest is not None:
+            if self.data.context > self.model.longest:
+                raise ValueError(f"data.context ({self.data.context}) exceeds the model's {self.model.longest} positions")
+        return self
+
+
+def builtin_recipes() -> list[str]:
+    """The names of the recipes that come with Danlu."""
+    return sorted(f.name.removesuffix(".yaml") for f in files("danlu.recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """A built-in recipe as written, or the file at a path.
+
+    Raises:
+        RecipeError: when there is neither.
+    """
+    if name in builtin_recipes():
+        return (files("danlu.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        hint = did_you_mean(name, builtin_recipes())
+        raise RecipeError("there is no such recipe", where=name, do=f"Give a file or a built-in name. {hint}") from None
+    except UnicodeDecodeError:
+        raise RecipeError("the recipe is not UTF-8 text", where=name) from None
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, interpolate: bool = True
+) -> Recipe:
+    """A recipe from a file, a built-in name or a dictionary, with overrides.
+
+    Args:
+        source: the recipe.
+        overrides: "dotted.key=value", the value as YAML.
+        interpolate: whether ``${stdlib}`` becomes the folder it stands for.
+
+    Raises:
+        RecipeError: for whatever in it cannot be meant, by its place.
+    """
+    if isinstance(source, Recipe):
+        source = dump_recipe(source)
+    if isinstance(source, Mapping):
+        raw, lines, name = copy.deepcopy(dict(source)), {}, "recipe"
+    else:
+        name = str(source)
+        raw, lines = _parse_yaml(recipe_text(name), name)
+    places = {path: f"{name}:{line}" for path, line in lines.items()}
+    for override in overrides:
+        path = _override(raw, override)
+        places[path] = f"override {override}"
+    return _Reader(places, name).recipe(_interpolated(raw) if interpolate else raw)
+
+
+def dump_recipe(recipe: Config) -> dict[str, Any]:
+    """A recipe as plain data that `load_recipe` reads back to an equal one."""
+    out: dict[str, Any] = {}
+    for field, info in type(recipe).model_fields.items():
+        value = getattr(recipe, field)
+        if isinstance(value, Config):
+            named = _kind(info) is not None and not isinstance(value, HubModel)
+            out[field] = {**({"name": name_of(type(value))} if named else {}), **dump_recipe(value)}
+        else:
+            out[field] = recipe.model_dump(mode="json", include={field})[field]
+    return out
+
+
+def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    try:
+        node, raw = yaml.compose(text, Loader=_Loader), yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = name if mark is None else f"{name}:{mark.line + 1}"
+        raise RecipeError(f"the recipe is not YAML ({getattr(error, 'problem', None) or error})", where=where) from None
+    if not isinstance(raw, dict):
+        raise RecipeError("a recipe is a mapping of nouns: " + ", ".join(Recipe.model_fields), where=name)
+    return raw, _lines(node)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them (1e-3) and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    found = {}
+    for key, value in node.value:
+        here = (*path, str(key.value))
+        found[here] = key.start_mark.line + 1
+        found.update(_lines(value, here))
+    return found
+
+
+def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one dotted key in place."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.split("."))
+    if not equals or not all(path):
+        raise RecipeError("an override is key=value", where=f"override {override}", do="For example run.steps=100.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError:
+        value = text
+    here = raw
+    for depth, part in enumerate(path[:-1]):
+        below = here.get(part)
+        if isinstance(below, str):  # the short form of a named part
+            below = {"path" if path[:depth] == () and part == "model" and not _is_architecture(below) else "name": below}
+        here[part] = dict(below) if isinstance(below, Mapping) else {}
+        here = here[part]
+    here[path[-1]] = value
+    return path
+
+
+def _interpolated(value: Any) -> Any:
+    """``${stdlib}`` stands for the folder of this Python's standard library."""
+    if isinstance(value, str):
+        return value.replace("${stdlib}", sysconfig.get_paths()["stdlib"])
+    if isinstance(value, Mapping):
+        return {key: _interpolated(item) for key, item in value.items()}
+    return [_interpolated(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_architecture(name: str) -> bool:
+    return any(e.name == name for e in exported("architecture"))
+
+
+def _kind(info: FieldInfo) -> str | None:
+    marks = [*info.metadata, *(mark for part in get_args(info.annotation) for mark in getattr(part, "__metadata__", ()))]
+    return next((mark.kind for mark in marks if isinstance(mark, Kind)), None)
+
+
+class _Reader:
+    """Plain data to configs, every fault by its place."""
+
+    def __init__(self, places: Mapping[tuple[str, ...], str], name: str) -> None:
+        self.places, self.name = places, name
+
+    def recipe(self, raw: Mapping[str, Any]) -> Recipe:
+        read = self.config(Recipe, raw, ())
+        assert isinstance(read, Recipe)
+        return read
+
+    def fail(self, path: tuple[str, ...], what: str, do: str = "") -> RecipeError:
+        """An error at the nearest place that is known."""
+        near = next((self.places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.places), self.name)
+        return RecipeError(f"{'.'.join(path)}: {what}" if path else what, where=near, do=do)
+
+    def config(self, kind: type[Config], raw: Any, path: tuple[str, ...]) -> Config:
+        """One class from its fields, its named and nested parts first."""
+        if not isinstance(raw, Mapping):
+            raise self.fail(path, f"expected fields of {kind.__name__}, not {raw!r}")
+        values = {}
+        for key, value in raw.items():
+            info = kind.model_fields.get(str(key))
+            if info is None:
+                raise self.fail((*path, str(key)), "there is no such key", did_you_mean(str(key), kind.model_fields))
+            values[str(key)] = self.part(info, value, (*path, str(key)))
+        try:
+            return kind(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = (*path, *map(str, first["loc"]))
+            reason = first["msg"].removeprefix("Value error, ")
+            given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
+            raise self.fail(place, reason[0].lower() + reason[1:] + given) from None
+
+    def part(self, info: FieldInfo, value: Any, path: tuple[str, ...]) -> Any:
+        """The value of one field."""
+        kind = _kind(info)
+        if kind is not None and not isinstance(value, Config):
+            return self.named(kind, value, path)
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and not isinstance(value, BaseModel):
+            return self.config(annotation, value, path)  # type: ignore[arg-type]
+        return value
+
+    def named(self, kind: str, value: Any, path: tuple[str, ...]) -> Config:
+        """One of the exported classes, by its name; a model also by its path."""
+        if isinstance(value, str):
+            value = {"path": value} if kind == "architecture" and not _is_architecture(value) else {"name": value}
+        if not isinstance(value, Mapping):
+            raise self.fail(path, f"expected the name of a {kind}, or a mapping with one, not {value!r}")
+        if kind == "architecture" and "path" in value and "name" not in value:
+            return self.config(HubModel, value, path)
+        fields = dict(value)
+        if "name" not in fields:
+            known = ", ".join(e.name for e in exported(kind))
+            raise self.fail(path, f"it has no name: which {kind} is it?", f"Known: {known}.")
+        name = fields.pop("name")
+        try:
+            found = lookup(kind, str(name))
+        except RecipeError as error:
+            raise self.fail((*path, "name"), error.what, error.do) from None
+        return self.config(found, fields, path)

@@ -1,0 +1,251 @@
+"""A run from beginning to end: its directory, its loop, its result."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from danlu.build import Experiment, assemble
+from danlu.engine.device import keep_freed_memory
+from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases
+from danlu.errors import DanluError, RunError
+from danlu.insight.report import write_report
+from danlu.parts.compiled import compilation
+from danlu.recipe import Recipe, dump_recipe, load_recipe
+
+_RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a run.
+
+    Attributes:
+        path: its directory.
+        reason: why it ended: "done", or the signal's name.
+        metrics: the last row that was measured on held-out data, or the last row there is.
+    """
+
+    path: Path
+    reason: str
+    metrics: Mapping[str, Any]
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, listeners: Sequence[Listener] = ()
+) -> Run:
+    """Train as a recipe says.
+
+    Args:
+        recipe: a path, a built-in name, a dictionary or a `Recipe`.
+        overrides: "dotted.key=value".
+        listeners: who else hears of each step.
+
+    Raises:
+        DanluError: a sentence for whatever is wrong, before anything is written where that can be told.
+    """
+    keep_freed_memory()
+    loaded = load_recipe(recipe, overrides)
+    run = _run_directory(loaded, recipe)
+    with compilation(loaded.run.compile):
+        experiment = assemble(loaded)
+        _begin(run, experiment)
+        return _carry_out(run, experiment, listeners)
+
+
+def resume(
+    run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()
+) -> Run:
+    """Go on with a run from its last checkpoint, or from that of a step.
+
+    Raises:
+        DanluError: when there is no such run, or nothing whole to go on from.
+    """
+    keep_freed_memory()
+    run = Path(run)
+    if not (run / _RECIPE).is_file():
+        raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
+    recipe = load_recipe(run / _RECIPE, overrides)
+    with compilation(recipe.run.compile):
+        experiment = assemble(recipe)
+        return _carry_out(run, experiment, listeners, resuming=True, step=step)
+
+
+def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
+    """Make and check everything a recipe names, write nothing, and say what would run."""
+    loaded = load_recipe(recipe, overrides)
+    experiment = assemble(loaded)
+    policy, data = experiment.policy, experiment.data
+    parameters = sum(p.numel() for p in policy.parameters())
+    groups = [experiment.recipe.method.group(sample) for sample in experiment.source().draw()]
+    packs = list(experiment.updater()._packs(groups))
+    flops = sum(3 * policy.flops(b.packed, len(b.targets)) for b in packs)
+    tokens = sum(len(b) for b in packs)
+    peak = experiment.device.peak_flops(policy.compute_dtype)
+    return {
+        "device": experiment.device.name,
+        "architecture": policy.config.model_type,
+        "parameters": parameters,
+        "train_samples": len(data.train),
+        "train_tokens": int(data.train.lengths.sum()),
+        "held_out_samples": 0 if data.held_out is None else len(data.held_out),
+        "vocabulary": data.tokenizer.vocab_size,
+        "steps": experiment.steps,
+        "first_step": {"samples": len(groups), "tokens": tokens, "packs": len(packs)},
+        "weights_gradients_optimizer_bytes": 4 * parameters * 4,
+        "seconds_at_least": experiment.steps * flops / peak,
+    }
+
+
+def _run_directory(recipe: Recipe, source: object) -> Path:
+    """Where the run goes; made only once everything is checked.
+
+    Raises:
+        RunError: when it exists.
+    """
+    named = isinstance(source, str | Path)
+    name = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem) if named else "run"
+    run = Path(recipe.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
+        raise RunError("the run directory exists", where=run, do=hint)
+    return run
+
+
+def _begin(run: Path, experiment: Experiment) -> None:
+    """Write down what the run is."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dump_recipe(experiment.recipe), sort_keys=False, allow_unicode=True)
+        (run / _RECIPE).write_text(text, encoding="utf-8")
+        (run / "versions.json").write_text(json.dumps(_versions(experiment), indent=1))
+    except OSError as error:
+        raise RunError(f"the run directory cannot be written: {error.strerror}", where=run) from error
+
+
+def _carry_out(
+    run: Path,
+    experiment: Experiment,
+    listeners: Sequence[Listener],
+    *,
+    resuming: bool = False,
+    step: int | None = None,
+) -> Run:
+    recipe = experiment.recipe
+    extra = {
+        "tensorboard": lambda: TensorBoard(run),
+        "wandb": lambda: WeightsAndBiases(run, dump_recipe(recipe)),
+    }
+    recorder = Recorder(run, [*listeners, *(extra[name]() for name in recipe.run.loggers)])
+    with ExitStack() as stack:
+        stack.callback(recorder.close)
+        stopping = stack.enter_context(_signals())
+        loop = experiment.loop(run, recorder, stopping)
+        if resuming:
+            snapshot = loop.checkpoints.load(step)
+            loop.restore(snapshot)
+            loop.checkpoints.forget_after(snapshot.step)
+            recorder.cut_back(snapshot.step)
+            recorder.event("resume", step=snapshot.step, steps=experiment.steps)
+        else:
+            recorder.event("start", steps=experiment.steps)
+            recorder.event("data", **_data_facts(experiment))
+            recorder.event("model", **_model_facts(experiment))
+        start = time.perf_counter()
+        try:
+            reason = loop.run()
+        except DanluError as error:
+            recorder.event("warning", message=str(error))
+            raise
+        if reason == "done":
+            experiment.export(run / "final")
+        seconds = time.perf_counter() - start
+        recorder.event("end", step=loop.progress.step, reason=reason, seconds=seconds)
+        write_report(run)
+    return Run(run, reason, _last_metrics(run))
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], str | None]]:
+    """While a run goes, SIGINT and SIGTERM end it after the current update; a second one ends it at once."""
+    caught: list[str] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number).name)
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are someone else's
+        before = {}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _versions(experiment: Experiment) -> dict[str, Any]:
+    packages = {}
+    for package in ("danlu", "numpy", "safetensors", "tokenizers"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = "unknown"
+    recipe = experiment.recipe
+    return {
+        **packages,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": {
+            **experiment.device.describe(),
+            "peak_flops": experiment.device.peak_flops(experiment.policy.compute_dtype),
+        },
+        "precision": recipe.run.precision,
+        "seed": recipe.run.seed,
+    }
+
+
+def _data_facts(experiment: Experiment) -> dict[str, Any]:
+    data = experiment.data
+    facts = asdict(data.train.statistics)
+    counts, edges = np.histogram(data.train.lengths, bins=min(40, max(1, experiment.recipe.data.context)))
+    return {
+        "bytes": facts.pop("num_bytes"),
+        **facts,
+        "held_out_samples": 0 if data.held_out is None else len(data.held_out),
+        "vocab_size": data.tokenizer.vocab_size,
+        "length_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def _model_facts(experiment: Experiment) -> dict[str, Any]:
+    parameters = list(experiment.policy.parameters())
+    return {
+        "architecture": experiment.policy.config.model_type,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+    }
+
+
+def _last_metrics(run: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    measured = [row for row in rows if "held_out_loss" in row]
+    last: dict[str, Any] = (measured or rows or [{}])[-1]
+    return last
