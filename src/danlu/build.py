@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +18,8 @@ from danlu.engine.loop import Loop, Plan
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, UnsupportedError
-from danlu.random import fold, place_key
+from danlu.generate import Sampling, complete
+from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -122,13 +121,13 @@ class Experiment:
         run, tokenizer = self.recipe.run, self.data.tokenizer
         if not run.prompts:
             return []
-        from danlu.generate import Sampling, generate  # TEMP
+
         sampling = Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
         first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
         stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        texts = map(tokenizer.decode, generate(self.policy, prompts, sampling, stop=stop))
-        return list(zip(run.prompts, texts, strict=True))
+        endings = complete(self.policy, prompts, sampling, stop=stop)
+        return [(prompt, tokenizer.decode(e.tokens)) for prompt, e in zip(run.prompts, endings, strict=True)]
 
     def export(self, directory: Path) -> None:
         """Write the model and its tokenizer in hub format."""
@@ -178,7 +177,11 @@ def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, com
 
 def _precision(recipe: Recipe, device: Device) -> torch.dtype:
     if recipe.run.precision == "fp16":
-        slow = "fp16 products on a CPU are hundreds of times slower than bf16" if device.kind == "cpu" else "fp16 needs loss scaling"
+        slow = (
+            "fp16 products on a CPU are hundreds of times slower than bf16"
+            if device.kind == "cpu"
+            else "fp16 needs loss scaling"
+        )
         raise UnsupportedError(slow, where="run.precision", do="Use run.precision=bf16.")
     return PRECISIONS[recipe.run.precision]
 
@@ -201,11 +204,12 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
     largest = max(corpus.max_token for corpus in corpora)
     if largest >= config.vocabulary:
         raise DataError(
-            f"the data hold token {largest}, and the model has {config.vocabulary} tokens (0 to {config.vocabulary - 1})",
+            f"the data hold token {largest}, and the model's last is {config.vocabulary - 1}",
             where=recipe.data.tokenizer or "data.tokenizer",
             do="Use the model's own tokenizer, or raise model.vocab_size.",
         )
     if config.longest is not None and recipe.data.context > config.longest:
         raise RecipeError(
-            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions", do="Lower data.context."
+            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions",
+            do="Lower data.context.",
         )

@@ -26,7 +26,9 @@ _RUN = typer.Argument(metavar="RUN", help="A run's directory.")
 def train(
     recipe: Annotated[str, _RECIPE],
     overrides: Annotated[list[str] | None, _OVERRIDES] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")
+    ] = False,
 ) -> None:
     """Train as a recipe says."""
     from danlu import console, training
@@ -78,7 +80,9 @@ def report(run: Annotated[str, _RUN]) -> None:
 @app.command()
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory in the hub's format, as RUN/final.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A text to continue; may be given several times.")],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", "-p", help="A text to continue; may be given several times.")
+    ],
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to continue by, at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
@@ -91,14 +95,19 @@ def generate(
     from danlu import load
 
     loaded = load(model)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    texts = loaded.generate(prompt, max_new_tokens=tokens, **options)
+    texts = loaded.generate(prompt, max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     for start, text in zip(prompt, texts, strict=True):
-        typer.echo(f"{start}{text}" if sys.stdout.isatty() else json.dumps({"prompt": start, "text": text}, ensure_ascii=False))
+        typer.echo(
+            f"{start}{text}" if sys.stdout.isatty() else json.dumps({"prompt": start, "text": text}, ensure_ascii=False)
+        )
 
 
 @app.command("list")
-def list_(what: Annotated[str | None, typer.Argument(metavar="[WHAT]", help="recipes, or a kind; everything by default.")] = None) -> None:
+def list_(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[WHAT]", help="recipes, or a kind; everything by default.")
+    ] = None,
+) -> None:
     """List what there is, each with its source."""
     from danlu import console
 

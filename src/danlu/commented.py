@@ -9,7 +9,7 @@ import yaml
 
 from danlu.config import Config
 from danlu.recipe import HubModel, dump_recipe, load_recipe
-from danlu.registry import exported, name_of
+from danlu.registry import exported
 
 _WIDTH = 100
 
@@ -32,7 +32,9 @@ def _write(config: Config, values: dict[str, Any], depth: int, lines: list[str])
         part = getattr(config, field)
         if depth == 0:
             lines.append("")
-        lines += textwrap.wrap(info.description or "", _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        lines += textwrap.wrap(
+            info.description or "", _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+        )
         if isinstance(part, Config):
             lines.append(f"{indent}{field}:")
             _write_name(part, depth + 1, lines)
@@ -51,8 +53,10 @@ def _write_name(config: Config, depth: int, lines: list[str]) -> None:
     kind = next((e.kind for k in _KINDS for e in exported(k) if e.target is type(config)), None)
     if kind is None or isinstance(config, HubModel):
         return
-    others = ", ".join(e.name for e in exported(kind))
-    lines.append(f"{'  ' * depth}name: {name_of(type(config))}  # {(type(config).__doc__ or '').splitlines()[0]} One of: {others}")
+    known = exported(kind)
+    own = next(e for e in known if e.target is type(config))
+    others = ", ".join(e.name for e in known)
+    lines.append(f"{'  ' * depth}name: {own.name}  # {own.summary} One of: {others}")
 
 
 _KINDS = ("architecture", "method", "optimizer", "schedule")

@@ -99,15 +99,19 @@ def show_result(run: Run) -> None:
     report = run.path / "report.html"
     if not sys.stdout.isatty():
         sample = samples[-1]["prompt"] + samples[-1]["text"] if samples else None
-        words = {"run": str(run.path), "reason": run.reason, **run.metrics, "sample": sample, "report": str(report)}
-        print(json.dumps(words, ensure_ascii=False))
+        result = {"run": str(run.path), "reason": run.reason, **run.metrics, "sample": sample, "report": str(report)}
+        print(json.dumps(result, ensure_ascii=False))
         return
     rich = Rich()
     if samples:
         rich.rule("a sample")
         rich.print(f"[bold]{_plain(samples[-1]['prompt'])}[/]{_plain(samples[-1]['text'])}", highlight=False)
         rich.rule()
-    for name, words in (("held_out_bits_per_byte", "bits per byte"), ("held_out_perplexity", "perplexity"), ("held_out_loss", "loss")):
+    for name, words in (
+        ("held_out_bits_per_byte", "bits per byte"),
+        ("held_out_perplexity", "perplexity"),
+        ("held_out_loss", "loss"),
+    ):
         if name in run.metrics:
             rich.print(f"held-out {words}: [bold]{run.metrics[name]:.4f}[/]")
     if run.reason != "done":

@@ -19,8 +19,8 @@ from danlu.packed import Packed, Sight, Targets
 class Batch:
     """A forest and what it is to predict.
 
-    The smallest one is a *group*: what must be seen together (a document; later a pair, the rollouts of a prompt). A *pack* is
-    several groups joined.
+    The smallest one is a *group*: what must be seen together (a document; later a pair, the rollouts of a prompt). A
+    *pack* is several groups joined.
 
     Attributes:
         packed: the forest.
@@ -93,7 +93,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def flops(self, packed: Packed, num_targets: int) -> int:
-        """Matrix-product operations of one forward pass, attention's visible part included; a multiply-add counts two."""
+        """Matrix-product operations of a forward pass, attention's visible part included; a multiply-add is two."""
 
 
 class ArchitectureConfig(Config, ABC):

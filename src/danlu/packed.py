@@ -1,17 +1,17 @@
 """The forest of segments: how every sequence travels, end to end, with no batch axis and no padding.
 
-A *segment* is a run of tokens that see each other causally or fully. Segments form a forest. One rule says who sees whom: *a
-segment sees itself, causally or fully, and every token of its ancestors; nothing else.*
+A *segment* is a run of tokens that see each other causally or fully. Segments form a forest. One rule says who sees
+whom: *a segment sees itself, causally or fully, and every token of its ancestors; nothing else.*
 
-Segments lie in depth-first order, a parent before its children, so what descends from a segment is the run of rows right
-behind it. Hence the rule needs two integers a key and no mask: **key row j is seen by the query rows from `first[j]` up to,
-not including, `end[j]`**, where `first[j]` is j itself in a causal segment and the segment's first row in a full one, and
-`end[j]` is where the segment's subtree ends. Learned keys, cached keys and the keys of another forest are intervals of the
-same kind, so `Sight` describes every attention there is.
+Segments lie in depth-first order, a parent before its children, so what descends from a segment is the run of rows
+right behind it. Hence the rule needs two integers a key and no mask: **key row j is seen by the query rows from
+`first[j]` up to, not including, `end[j]`**, where `first[j]` is j itself in a causal segment and the segment's first
+row in a full one, and `end[j]` is where the segment's subtree ends. Learned keys, cached keys and the keys of another
+forest are intervals of the same kind, so `Sight` describes every attention there is.
 
-Axis letters, here and everywhere: T rows (tokens) of a pack, N segments, M targets, V vocabulary, D width, H query heads,
-G key/value heads, K width of a head, R its rotated pairs, A position axes, B segment bounds (N + 1), C attention calls,
-P extra keys.
+Axis letters, here and everywhere: T rows (tokens) of a pack, N segments, M targets, V vocabulary, D width, H query
+heads, G key/value heads, K width of a head, R its rotated pairs, A position axes, B segment bounds (N + 1), C attention
+calls, P extra keys.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Sight:
     """Which query rows see which key rows.
 
     Attributes:
-        calls: ``[C, 5]`` on the host: query rows ``q0:q1`` see key rows ``k0:k1``; the last column is 1 where the two runs
+        calls: ``[C, 5]`` on the host: query rows ``q0:q1`` see key rows ``k0:k1``; the last column is 1 where the two
+        runs
             are the same tokens and see each other causally. A query row may appear in several calls, which are merged.
         first: the first query row that sees the key.
         end: the query row behind the last one that sees the key.
@@ -59,17 +60,9 @@ class Sight:
             seen &= (distance < window) | (self.key_offset == ANYWHERE)
         return seen
 
-    def with_extra(self, num_keys: int, rows: Sequence[tuple[int, int]] | None = None) -> Sight:
-        """The same sight with `num_keys` keys put before all others, seen from the given runs of query rows (default: all).
-
-        Raises:
-            ValueError: when there are several runs of rows that are not one behind the other; give each run its own keys.
-        """
-        num_rows = len(self.query_offset)
-        runs = [(0, num_rows)] if rows is None else sorted(rows)
-        if any(a[1] != b[0] for a, b in zip(runs, runs[1:], strict=False)):
-            raise ValueError("extra keys are seen by one run of rows; call with_extra once for each run")
-        start, stop = (runs[0][0], runs[-1][1]) if runs else (0, 0)
+    def with_extra(self, num_keys: int, rows: tuple[int, int] | None = None) -> Sight:
+        """The same sight with `num_keys` keys put before all others, seen from one run of query rows (default: all)."""
+        start, stop = (0, len(self.query_offset)) if rows is None else rows
         shifted = self.calls + torch.tensor([0, 0, num_keys, num_keys, 0])
         call = torch.tensor([[start, stop, 0, num_keys, 0]])
         extra = self.first.new_ones(num_keys)
@@ -91,8 +84,8 @@ class Sight:
 class Targets:
     """What is to be predicted: pairs of a row and a token, each with a weight.
 
-    They lie beside the tokens and are not shifted into them: a row may predict the first token of several children, and a
-    row without a target never reaches the head.
+    They lie beside the tokens and are not shifted into them: a row may predict the first token of several children, and
+    a row without a target never reaches the head.
 
     Attributes:
         rows: the row whose hidden state predicts, ``0 <= row < T``.
@@ -183,7 +176,8 @@ class Packed:
             positions: ``[T]`` or ``[T, A]``; by default a segment counts on from its parent's end.
 
         Raises:
-            ValueError: when a segment is empty, the segments are not in depth-first order, or a field does not fit them.
+            ValueError: when a segment is empty, the segments are not in depth-first order, or a field does not fit
+            them.
         """
         num = len(segments)
         lengths = [len(segment) for segment in segments]
@@ -253,8 +247,8 @@ class Packed:
     def sight(self) -> Sight:
         """Who sees whom, within this forest.
 
-        Every segment attends to itself in one call, and every segment with descendants is attended by all of them in one
-        more, whatever their number: nothing grows with depth times children.
+        Every segment attends to itself in one call, and every segment with descendants is attended by all of them in
+        one more, whatever their number: nothing grows with depth times children.
         """
         calls = []
         for n, (start, stop) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
@@ -330,8 +324,12 @@ class Packed:
         return Packed(
             tokens=torch.cat([pack.tokens for pack in packs]),
             positions=torch.cat([pack.positions for pack in packs]),
-            cu_seqlens=torch.cat([packs[0].cu_seqlens[:1], *(p.cu_seqlens[1:] + r for p, r in zip(packs, rows, strict=False))]),
-            parent=torch.cat([torch.where(p.parent == ROOT, ROOT, p.parent + s) for p, s in zip(packs, segments, strict=False)]),
+            cu_seqlens=torch.cat(
+                [packs[0].cu_seqlens[:1], *(p.cu_seqlens[1:] + r for p, r in zip(packs, rows, strict=False))]
+            ),
+            parent=torch.cat(
+                [torch.where(p.parent == ROOT, ROOT, p.parent + s) for p, s in zip(packs, segments, strict=False)]
+            ),
             causal=torch.cat([pack.causal for pack in packs]),
             sample=torch.cat([pack.sample for pack in packs]),
             keys=torch.cat(keyed) if held and len(keyed) == len(held) else None,
@@ -340,7 +338,8 @@ class Packed:
     def unroll(self) -> list[tuple[Packed, Int[Tensor, " L"]]]:
         """Every path from a root to a leaf as a pack of its own, and the rows here that it is made of.
 
-        It is what one would have to compute without shared prompts: the reference that packed results are compared with.
+        It is what one would have to compute without shared prompts: the reference that packed results are compared
+        with.
         """
         parents = self.parent.tolist()
         inner = set(parents)

@@ -1,15 +1,16 @@
 """Keyed randomness: what is drawn depends on who asks, never on what was drawn before.
 
-Every random number is a function of (seed, step, sample, position, place in the network, column). So results do not depend on
-packing, micro-batches, ranks or resuming, and there is no generator's state to save.
+Every random number is a function of (seed, step, sample, position, place in the network, column). So results do not
+depend on packing, micro-batches, ranks or resuming, and there is no generator's state to save.
 
-Two hashes do it. On the host `fold` mixes integers into one 64-bit key (SplitMix64's finaliser). On the device `bits` spreads
-one 32-bit key a row over columns (a full-avalanche 32-bit finaliser): a few integer operations an element, which a compiled
-block fuses into its neighbours.
+Two hashes do it. On the host `fold` mixes integers into one 64-bit key (SplitMix64's finaliser). On the device `bits`
+spreads one 32-bit key a row over columns (a full-avalanche 32-bit finaliser): a few integer operations an element,
+which a compiled block fuses into its neighbours.
 
 References:
-    Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", https://doi.org/10.1145/2714064.2660195
-    Wellons, 2018, "Prospecting for hash functions", https://nullprogram.com/blog/2018/07/31/
+    Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators",
+    https://doi.org/10.1145/2714064.2660195 Wellons, 2018, "Prospecting for hash functions",
+    https://nullprogram.com/blog/2018/07/31/
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def place_key(name: str) -> int:
     return int(np.uint32(fold(name) >> 32).view(np.int32))
 
 
-def mix32(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def mix32(x: Int[Tensor, ...]) -> Int[Tensor, ...]:
     """Scatter int32 values so that every input bit moves every output bit; wraps around as unsigned arithmetic does."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
@@ -78,18 +79,18 @@ def mix32(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-def bits(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Int[Tensor, "... num"]:
+def bits(keys: Int[Tensor, ...], place: Int[Tensor, ""] | int, num: int) -> Int[Tensor, "... num"]:
     """`num` int32 values a key, uniform over all 2**32, for one place in the network."""
     column = torch.arange(num, dtype=torch.int32, device=keys.device) * -0x61C88647  # 0x9E3779B9, the golden ratio
     return mix32(mix32(keys ^ place)[..., None] + column)
 
 
-def uniform(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
+def uniform(keys: Int[Tensor, ...], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
     """`num` float32 values a key, uniform in (0, 1)."""
     return (((bits(keys, place, num) >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23  # one bit more would round up to 1
 
 
-def normal(keys: Int[Tensor, "..."], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
+def normal(keys: Int[Tensor, ...], place: Int[Tensor, ""] | int, num: int) -> Float[Tensor, "... num"]:
     """`num` float32 values a key, standard normal (Box and Muller, 1958, https://doi.org/10.1214/aoms/1177706645)."""
     u = uniform(keys, place, 2 * num)
     return (-2 * u[..., :num].log()).sqrt() * (2 * torch.pi * u[..., num:]).cos()
@@ -100,7 +101,9 @@ def drop_threshold(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
-def dropout(x: Float[Tensor, "T D"], keys: Int[Tensor, " T"], place: Int[Tensor, ""] | int, p: float) -> Float[Tensor, "T D"]:
+def dropout(
+    x: Float[Tensor, "T D"], keys: Int[Tensor, " T"], place: Int[Tensor, ""] | int, p: float
+) -> Float[Tensor, "T D"]:
     """Zero a fraction `p` of x, scale the rest by 1 / (1 - p); the same elements for the same keys and place."""
     kept = bits(keys, place, x.shape[-1]) >= drop_threshold(p)
     return torch.where(kept, x * (1 / (1 - p)), 0)

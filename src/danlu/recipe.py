@@ -1,7 +1,7 @@
 """Recipes: what a run is, in five nouns, validated before anything is built.
 
-A recipe is YAML (or a dictionary); every field is documented beside the class it configures. It is read against those classes
-one by one, so that each fault is named by its place: the file's line, or the override.
+A recipe is YAML (or a dictionary); every field is documented beside the class it configures. It is read against those
+classes one by one, so that each fault is named by its place: the file's line, or the override.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class Recipe(Config):
                 f"run.pack_tokens ({self.run.pack_tokens}) is less than data.context ({self.data.context}): "
                 "one sample would not fit"
             )
-        if isinstance(self.model, ArchitectureConfig) and self.model.longest is not None:
-            if self.data.context > self.model.longest:
-                raise ValueError(f"data.context ({self.data.context}) exceeds the model's {self.model.longest} positions")
+        longest = self.model.longest if isinstance(self.model, ArchitectureConfig) else None
+        if longest is not None and self.data.context > longest:
+            raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
         return self
 
 
@@ -139,7 +139,8 @@ def load_recipe(
     if isinstance(source, Recipe):
         source = dump_recipe(source)
     if isinstance(source, Mapping):
-        raw, lines, name = copy.deepcopy(dict(source)), {}, "recipe"
+        raw, name = copy.deepcopy(dict(source)), "recipe"
+        lines: dict[tuple[str, ...], int] = {}
     else:
         name = str(source)
         raw, lines = _parse_yaml(recipe_text(name), name)
@@ -165,7 +166,7 @@ def dump_recipe(recipe: Config) -> dict[str, Any]:
 
 def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     try:
-        node, raw = yaml.compose(text, Loader=_Loader), yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        node, raw = yaml.compose(text, Loader=_Loader), yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}"
@@ -212,14 +213,16 @@ def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     if not equals or not all(path):
         raise RecipeError("an override is key=value", where=f"override {override}", do="For example run.steps=100.")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         value = text
     here = raw
     for depth, part in enumerate(path[:-1]):
         below = here.get(part)
         if isinstance(below, str):  # the short form of a named part
-            below = {"path" if path[:depth] == () and part == "model" and not _is_architecture(below) else "name": below}
+            below = {
+                "path" if path[:depth] == () and part == "model" and not _is_architecture(below) else "name": below
+            }
         here[part] = dict(below) if isinstance(below, Mapping) else {}
         here = here[part]
     here[path[-1]] = value
@@ -240,7 +243,10 @@ def _is_architecture(name: str) -> bool:
 
 
 def _kind(info: FieldInfo) -> str | None:
-    marks = [*info.metadata, *(mark for part in get_args(info.annotation) for mark in getattr(part, "__metadata__", ()))]
+    marks = [
+        *info.metadata,
+        *(mark for part in get_args(info.annotation) for mark in getattr(part, "__metadata__", ())),
+    ]
     return next((mark.kind for mark in marks if isinstance(mark, Kind)), None)
 
 

@@ -1,7 +1,8 @@
 """One decorator gives a class its public name; what is exported can be listed and looked up, by plugins too.
 
-A kind is a room of the house: the classes exported as ``method`` live in ``danlu.method``, one file each. Looking a name up
-imports that room (and the plugins installed under the entry-point group ``danlu``), so a file is enough to add a method.
+A kind is a room of the house: the classes exported as ``method`` live in ``danlu.method``, one file each. Looking a
+name up imports that room (and the plugins installed under the entry-point group ``danlu``), so a file is enough to add
+a method.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ class Run:
     metrics: Mapping[str, Any]
 
 
-def train(
-    recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, listeners: Sequence[Listener] = ()
-) -> Run:
+def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, listeners: Sequence[Listener] = ()) -> Run:
     """Train as a recipe says.
 
     Args:
@@ -67,9 +65,7 @@ def train(
         return _carry_out(run, experiment, listeners)
 
 
-def resume(
-    run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()
-) -> Run:
+def resume(run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()) -> Run:
     """Go on with a run from its last checkpoint, or from that of a step.
 
     Raises:
@@ -146,7 +142,7 @@ def _carry_out(
     step: int | None = None,
 ) -> Run:
     recipe = experiment.recipe
-    extra = {
+    extra: dict[str, Callable[[], Listener]] = {
         "tensorboard": lambda: TensorBoard(run),
         "wandb": lambda: WeightsAndBiases(run, dump_recipe(recipe)),
     }

@@ -142,8 +142,7 @@ class Attention(nn.Module):
         """Let every row look at what it may see."""
         q, k, v = (part.unflatten(1, (self.heads, -1)) for part in self.c_attn(x).chunk(3, dim=1))
         seen = attend(q, k, v, given, dropout=self.dropout, memory=memory, layer=self.layer)
-        out: Tensor = self.c_proj(seen)
-        return out
+        return self.c_proj(seen)
 
 
 class Block(nn.Module):
@@ -167,9 +166,11 @@ class Block(nn.Module):
 class GPT2(SequenceModel):
     """The decoder."""
 
+    config: GPT2Config
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.config: GPT2Config = config
+        self.config = config
         self.wte = nn.Embedding(config.vocabulary, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)

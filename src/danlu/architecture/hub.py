@@ -60,7 +60,7 @@ def read_config(directory: Path) -> ArchitectureConfig:
         UnsupportedError: when no exported architecture computes what it asks for.
     """
     config, file = _read_json(directory / _CONFIG), directory / _CONFIG
-    kinds = {e.target.model_type: e.target for e in exported("architecture")}
+    kinds: dict[str, Any] = {getattr(e.target, "model_type", e.name): e.target for e in exported("architecture")}
     kind = kinds.get(config.get("model_type", ""))
     if kind is None:
         known = f"Known: {', '.join(sorted(kinds))}."
@@ -81,7 +81,9 @@ def load_hub(directory: str | Path) -> SequenceModel:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError("there is no such model directory", where=directory, do="Give a directory with config.json.")
+        raise CheckpointError(
+            "there is no such model directory", where=directory, do="Give a directory with config.json."
+        )
     config = read_config(directory)
     with torch.device("meta"):
         model = config.build()
@@ -168,7 +170,11 @@ def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     elif (directory / _WEIGHTS).exists():
         files = [_WEIGHTS]
     else:
-        old = "Weights in pickle files are not loaded; convert them to safetensors." if any(directory.glob("*.bin")) else ""
+        old = (
+            "Weights in pickle files are not loaded; convert them to safetensors."
+            if any(directory.glob("*.bin"))
+            else ""
+        )
         raise CheckpointError(f"there is no {_WEIGHTS}", where=directory, do=old)
     for name in files:
         file = directory / name
@@ -186,4 +192,6 @@ def _explained(file: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise CheckpointError("the file is absent", where=file) from None
     except SafetensorError as error:
-        raise CheckpointError(f"the file is cut short or altered ({error})", where=file, do="Fetch it again.") from error
+        raise CheckpointError(
+            f"the file is cut short or altered ({error})", where=file, do="Fetch it again."
+        ) from error

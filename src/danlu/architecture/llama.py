@@ -213,9 +213,8 @@ class Attention(nn.Module):
         """Let every row look at what it may see."""
         q, k, v = (p(x).unflatten(1, (-1, self.head)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), given.cos, given.sin), rotate(self.k_norm(k), given.cos, given.sin)
-        options = {"window": self.window, "memory": memory, "layer": self.layer}
-        out: Tensor = self.o_proj(attend(q, k, v, given, dropout=self.dropout, **options))
-        return out
+        seen = attend(q, k, v, given, dropout=self.dropout, window=self.window, memory=memory, layer=self.layer)
+        return self.o_proj(seen)
 
 
 class Block(nn.Module):
@@ -238,6 +237,8 @@ class Block(nn.Module):
 
 class Llama(SequenceModel):
     """The decoder."""
+
+    config: LlamaFamilyConfig
 
     def __init__(self, config: LlamaFamilyConfig) -> None:
         super().__init__()
@@ -266,7 +267,7 @@ class Llama(SequenceModel):
 
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
-        c: LlamaFamilyConfig = self.config
+        c = self.config
         linear = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs

@@ -14,7 +14,8 @@ def mix(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
     """SplitMix64's finaliser: a bijection of 64-bit numbers whose values look random.
 
     References:
-        Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014, https://doi.org/10.1145/2660193.2660195
+        Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014,
+        https://doi.org/10.1145/2660193.2660195
     """
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)

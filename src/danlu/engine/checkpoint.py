@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, whole or not at all.
 
-A checkpoint is written beside its final name, forced to disk, and renamed; a crash or a full disk at any moment leaves the ones
-before as they were. A manifest holds every file's size and checksum, and reading begins by comparing them. No pickle is written
-or read.
+A checkpoint is written beside its final name, forced to disk, and renamed; a crash or a full disk at any moment leaves
+the ones before as they were. A manifest holds every file's size and checksum, and reading begins by comparing them. No
+pickle is written or read.
 """
 
 from __future__ import annotations
@@ -88,14 +88,17 @@ class Checkpoints:
         """A checkpoint, the last by default, after comparing every file with its checksum.
 
         Raises:
-            CheckpointError: when there is none, or a file of it is absent, cut short or altered; the one before is named.
+            CheckpointError: when there is none, or a file of it is absent, cut short or altered; the one before is
+            named.
         """
         steps = self.steps()
         if not steps:
             raise CheckpointError("there is no checkpoint", where=self.folder, do="Start the run anew.")
         wanted = steps[-1] if step is None else step
         if wanted not in steps:
-            raise CheckpointError(f"there is no checkpoint of step {wanted}", where=self.folder, do=f"There are: {steps}.")
+            raise CheckpointError(
+                f"there is no checkpoint of step {wanted}", where=self.folder, do=f"There are: {steps}."
+            )
         folder = self.folder / f"step-{wanted:08d}"
         earlier = [s for s in steps if s < wanted]
         offer = f"Resume from the one before with --step {earlier[-1]}." if earlier else "There is none before it."
@@ -138,7 +141,9 @@ def verify(folder: Path, do: str = "") -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError("the manifest is altered", where=folder / _MANIFEST, do=do) from error
     if version != _VERSION:
-        raise CheckpointError(f"its format is {version}, not {_VERSION}", where=folder, do="Use the Danlu that wrote it.")
+        raise CheckpointError(
+            f"its format is {version}, not {_VERSION}", where=folder, do="Use the Danlu that wrote it."
+        )
     for name, (size, digest) in expected.items():
         file = folder / name
         if not file.is_file():

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from danlu.contracts import Batch, Source
 from danlu.engine.checkpoint import Checkpoints, Snapshot
 from danlu.engine.device import Device
@@ -115,7 +117,7 @@ class Loop:
     def save(self) -> Path:
         """Write a checkpoint."""
         policy, progress = self.updater.policy, self.progress
-        tensors = {
+        tensors: dict[str, dict[str, Tensor]] = {
             "model": dict(policy.named_parameters()),
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
@@ -144,7 +146,9 @@ class Loop:
             self.progress = Progress(**snapshot.state["progress"])
             self.source.load_state_dict(snapshot.state["source"])
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"the state of step {snapshot.step} is incomplete", where=self.checkpoints.folder) from error
+            raise CheckpointError(
+                f"the state of step {snapshot.step} is incomplete", where=self.checkpoints.folder
+            ) from error
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0

@@ -43,7 +43,7 @@ class Cosine(Schedule):
     """What is left of the rate at the end."""
 
     def decay(self, progress: float) -> float:
-        """floor + (1 - floor) (1 + cos(pi s)) / 2, with s the share of the time after the warm-up."""
+        """Floor + (1 - floor) (1 + cos(pi s)) / 2, with s the share of the time after the warm-up."""
         after = (progress - self.warmup) / (1 - self.warmup)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * after))
 

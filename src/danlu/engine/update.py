@@ -1,7 +1,7 @@
 """One update, and one measurement: where sums become averages, once.
 
-An update goes: count what its terms are divided by, over all its groups; cut the groups into packs; run forward and backward pack
-by pack, each term's sum over its count; clip; step. So the update does not depend on how it was cut up.
+An update goes: count what its terms are divided by, over all its groups; cut the groups into packs; run forward and
+backward pack by pack, each term's sum over its count; clip; step. So the update does not depend on how it was cut up.
 """
 
 from __future__ import annotations

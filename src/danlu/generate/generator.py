@@ -1,7 +1,7 @@
 """Continuations of many prompts at once, without padding and without waiting for each other.
 
-Every pass is one pack of all active sequences' new tokens, end to end: all of a new prompt's beside one each of the others.
-When a sequence ends, the next prompt takes its place in the very next pass.
+Every pass is one pack of all active sequences' new tokens, end to end: all of a new prompt's beside one each of the
+others. When a sequence ends, the next prompt takes its place in the very next pass.
 
 References:
     Yu et al., 2022, "Orca: a distributed serving system for transformer-based generative models",

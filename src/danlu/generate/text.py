@@ -13,8 +13,9 @@ _UNFINISHED = "\ufffd"
 def pieces(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]) -> Iterator[str]:
     """The text that tokens add behind a prompt, piece by piece; joined, the whole of it.
 
-    A token's text may depend on the one before it (a space between words, the first bytes of a character), so what is new
-    is the difference between the text with it and without. Bytes that are no text come out as U+FFFD once that is certain.
+    A token's text may depend on the one before it (a space between words, the first bytes of a character), so what is
+    new is the difference between the text with it and without. Bytes that are no text come out as U+FFFD once that is
+    certain.
 
     Example:
         >>> tokenizer = Tokenizer.train_bpe([], 257)

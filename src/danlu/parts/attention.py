@@ -1,8 +1,8 @@
 """Packed attention: one function, a back-end for each device.
 
-A query row attends to the keys its `Sight` lets it see, and to nothing else. What a row sees may come in several calls (its own
-segment, its ancestors, learned or cached keys); their results are merged by log-sum-exp, so no key is ever copied for a second
-child and no mask is built.
+A query row attends to the keys its `Sight` lets it see, and to nothing else. What a row sees may come in several calls
+(its own segment, its ancestors, learned or cached keys); their results are merged by log-sum-exp, so no key is ever
+copied for a second child and no mask is built.
 
 References:
     Dao, 2023, "FlashAttention-2", https://arxiv.org/abs/2307.08691
@@ -99,7 +99,7 @@ def attention(
 
 
 def backend_for(device: torch.device) -> Backend:
-    """The back-end of a device: segment by segment on a CPU, variable-length or Flex kernels on CUDA, the reference elsewhere."""
+    """The back-end of a device; one that has none of its own computes the definition."""
     if device.type == "cpu":
         from danlu.parts.attention_cpu import attend_on_cpu
 

@@ -1,11 +1,11 @@
 """Attention on a CPU, one run of rows at a time, merged by log-sum-exp.
 
-Forward keeps, for every query row, the log-sum-exp over *all* it sees. Backward of one call then needs no other call: with the
-merged output and log-sum-exp in place of its own, a call's share of the gradients comes out exactly.
+Forward keeps, for every query row, the log-sum-exp over *all* it sees. Backward of one call then needs no other call:
+with the merged output and log-sum-exp in place of its own, a call's share of the gradients comes out exactly.
 
-Two ways: torch's fused kernel; or tiles of plain matrix products with the softmax between them as one compiled function, which
-is faster when compilation is on (much so in bf16) and is the only way that knows dropout. Both are opaque operators, so that a
-compiled block is one graph whatever the lengths in the pack are.
+Two ways: torch's fused kernel; or tiles of plain matrix products with the softmax between them as one compiled
+function, which is faster when compilation is on (much so in bf16) and is the only way that knows dropout. Both are
+opaque operators, so that a compiled block is one graph whatever the lengths in the pack are.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def attend_tiled(
 
 
 class Tile(NamedTuple):
-    """Some queries and the keys they see: query i sees the keys from `low[i]` up to `high[i]`, counted from the first."""
+    """Some queries and the keys they see: query i those from `low[i]` up to `high[i]`, counted from the first."""
 
     rows: slice
     keys: slice
@@ -67,7 +67,9 @@ class Tile(NamedTuple):
     high: Tensor
 
 
-def tiles(table: Tensor, query_offset: Tensor, key_offset: Tensor, window: int, size: int = TILE_ROWS) -> Iterator[Tile]:
+def tiles(
+    table: Tensor, query_offset: Tensor, key_offset: Tensor, window: int, size: int = TILE_ROWS
+) -> Iterator[Tile]:
     """Cut calls into tiles that hold just the keys some of their queries see."""
     for q0, q1, k0, k1, causal in table.tolist():
         if q1 == q0 or k1 == k0:
@@ -189,7 +191,9 @@ def fused_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values."""
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-    lse = lse.masked_fill(lse == -math.inf, 0.0)  # of a row that sees nothing: exp(-inf - 0) is 0, exp(-inf + inf) is not
+    lse = lse.masked_fill(
+        lse == -math.inf, 0.0
+    )  # of a row that sees nothing: exp(-inf - 0) is 0, exp(-inf + inf) is not
     for rows, keys, causal, seen in _fused_calls(table, query_offset, key_offset, window):
         inputs = ((grad, rows), (q, rows), (k, keys), (v, keys), (out, rows))
         heads = (x[where].transpose(0, 1)[None] for x, where in inputs)

@@ -44,7 +44,9 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         nonlocal fused
         if not _on:
             return function(*args, **kwargs)
-        if fused is None:  # the first mention of torch.compile imports the whole compiler: seconds no one else should pay
+        if (
+            fused is None
+        ):  # the first mention of torch.compile imports the whole compiler: seconds no one else should pay
             fused = torch.compile(function, dynamic=True)
         return fused(*args, **kwargs)
 

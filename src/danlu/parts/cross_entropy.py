@@ -1,8 +1,8 @@
 """The head and the cross-entropy as one operation, a chunk of rows at a time.
 
-Logits of a chunk are made, turned into their own gradient in place, multiplied back, and forgotten: ``[T, V]`` never exists, and
-rows without a target never come here. The gradient is taken in the forward pass, where the logits are at hand; the backward
-pass only scales it.
+Logits of a chunk are made, turned into their own gradient in place, multiplied back, and forgotten: ``[T, V]`` never
+exists, and rows without a target never come here. The gradient is taken in the forward pass, where the logits are at
+hand; the backward pass only scales it.
 
 References:
     Hsu et al., 2024, "Liger kernel", https://arxiv.org/abs/2410.10989
@@ -71,7 +71,7 @@ def log_probs(
     bias: Float[Tensor, " V"] | None,
     tokens: Int[Tensor, " M"],
 ) -> Float[Tensor, " M"]:
-    """log p(token_m | row m), each with its own gradient; logits are made again in the backward pass."""
+    """Log p(token_m | row m), each with its own gradient; logits are made again in the backward pass."""
     return _LogProbs.apply(hidden, weight, bias, tokens)
 
 
@@ -85,7 +85,7 @@ def _precise(x: Tensor) -> Tensor:
 
 
 class _Statistics(NamedTuple):
-    """Of each row's logits: the largest, the log-sum-exp, the target's, and the mean (only where labels are smoothed)."""
+    """Of each row's logits: the largest, the log-sum-exp, the target's, and (for smoothed labels) the mean."""
 
     peak: Tensor
     lse: Tensor
@@ -153,7 +153,7 @@ class _Fused(torch.autograd.Function):
             if any(ctx.needs_input_grad[:3]):  # type: ignore[attr-defined]
                 _differentiate(logits, rows.lse, wanted, counted, label_smoothing, z_loss)
                 _give_back(logits, hidden[chunk], head, chunk, grad_hidden, grad_weight, grad_bias)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)  # type: ignore[arg-type]
         loss, nll, z, correct = totals.unbind()
         ctx.mark_non_differentiable(nll, z, correct)
         return loss, nll, z, correct
@@ -205,7 +205,7 @@ class _LogProbs(torch.autograd.Function):
         for chunk, logits in _chunks(hidden, head, shift):
             rows = _statistics(logits, tokens[chunk], 0.0)
             lse[chunk], target[chunk] = rows.lse, rows.target
-        ctx.save_for_backward(hidden, weight, bias, tokens, lse)
+        ctx.save_for_backward(hidden, weight, bias, tokens, lse)  # type: ignore[arg-type]
         return target - lse
 
     @staticmethod

@@ -24,8 +24,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Apply the layer to every row."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class GELUFeedForward(nn.Module):
@@ -43,5 +42,4 @@ class GELUFeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Apply the layer to every row."""
-        out: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
-        return out
+        return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))

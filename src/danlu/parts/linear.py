@@ -1,7 +1,7 @@
 """Linear layers and dropout whose arithmetic follows their input's precision.
 
-Parameters stay as they are kept (float32 while training); the products run in the dtype of the activations, and gradients come
-back in the parameters' dtype, so that accumulating them over packs loses nothing.
+Parameters stay as they are kept (float32 while training); the products run in the dtype of the activations, and
+gradients come back in the parameters' dtype, so that accumulating them over packs loses nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is wanted of a sequence model's last hidden states.
 
-A model's forward takes readouts and gives each one's answer, so that the head is used inside forward (where sharded weights are
-whole) and only for the rows that are asked for.
+A model's forward takes readouts and gives each one's answer, so that the head is used inside forward (where sharded
+weights are whole) and only for the rows that are asked for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rotary position embedding.
 
-Every pair of features (i, i + K/2) of a head turns by an angle ``position * inv_freq[i]``, so that a score depends on positions
-only through their difference.
+Every pair of features (i, i + K/2) of a head turns by an angle ``position * inv_freq[i]``, so that a score depends on
+positions only through their difference.
 
 References:
     Su et al., 2021, "RoFormer", https://arxiv.org/abs/2104.09864
@@ -90,7 +90,7 @@ def _llama3(base: Tensor, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def _yarn(periods: Tensor, theta: float, head_width: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Interpolate the pairs that turn less than beta_slow times over the original context, keep those beyond beta_fast."""
+    """Interpolate pairs that turn less than beta_slow times over the original context; keep those past beta_fast."""
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def pair(turns: float) -> float:
