@@ -47,6 +47,12 @@ def test_a_continuation_does_not_depend_on_its_neighbours(model: SequenceModel) 
     assert backwards[::-1] == together
 
 
+def test_a_continuation_can_be_broken_off_and_gone_on_with(model: SequenceModel) -> None:
+    (whole,) = complete(model, [PROMPTS[0]], Sampling(max_new_tokens=12, seed=2))
+    (rest,) = complete(model, [[*PROMPTS[0], *whole.tokens[:5]]], Sampling(max_new_tokens=7, seed=2))
+    assert rest.tokens == whole.tokens[5:]
+
+
 def test_one_prompt_many_times_gives_many_continuations(model: SequenceModel) -> None:
     written = complete(model, [[1, 2, 3]] * 6, Sampling(max_new_tokens=12))
     assert len({continuation.tokens for continuation in written}) == 6

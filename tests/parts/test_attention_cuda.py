@@ -104,6 +104,7 @@ def test_blocks_cover_what_is_seen_and_whole_ones_are_seen_as_a_whole(sight: Sig
     tiles = padded.unflatten(1, (-1, 4)).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2)
     assert not (tiles.any(2) & ~some).any()
     assert not (whole & ~tiles.all(2)).any()
+    assert not (whole & ~some).any()
     if window is None:
         assert torch.equal(some, tiles.any(2))
         assert torch.equal(whole, tiles.all(2))
@@ -115,6 +116,14 @@ def test_far_blocks_are_left_out_by_a_window() -> None:
     assert some.sum(1).max() <= 3
     assert visible_blocks(sight, None)[1].sum() == 16 * 15 // 2
     assert not whole.any()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_block_of_learned_and_other_keys_is_not_whole_beyond_the_window() -> None:
+    some, whole = visible_blocks(Packed.tree([[1] * 12], causal=False).sight.with_extra(2), 3)
+    assert some[:, 0].all()
+    assert not whole[:, 0].any()
+    assert visible_blocks(Packed.tree([[1] * 12], causal=False).sight.with_extra(4), 3)[1][:, 0].all()
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -149,7 +158,7 @@ def test_torchs_flex_attention_gives_the_reference(
     tree = Packed.tree(
         [[1] * 100, [2] * 40, [3] * 9, [4] * 7], parents=[ROOT, 0, 1, 0], causal=[True, False, True, True]
     )
-    sight = Packed.join([tree, Packed.tree([[5] * 30])]).sight.with_extra(4, [(0, 100)])
+    sight = Packed.join([tree, Packed.tree([[5] * 30])]).sight.with_extra(4, (0, 100))
     q, k, v = inputs(sight, 4, 2, width=width, dtype=dtype)
     dropout = dropout_of(sight) if dropped else None
     mask = block_mask(sight, window)

@@ -219,7 +219,7 @@ def visible_blocks(sight: Sight, window: int | None) -> tuple[Bool[Tensor, "Bq B
         free = F.pad(sight.key_offset == ANYWHERE, padding).unflatten(0, (-1, BLOCK_ROWS))
         some &= (torch.maximum(query_low - key_high, key_low - query_high) < window) | free.any(1)
         whole &= (torch.maximum(query_high - key_low, key_high - query_low) < window) | free.all(1)
-    return some, some & whole
+    return some, whole
 
 
 def _extremes(offsets: Int[Tensor, " T"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
