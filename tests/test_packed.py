@@ -71,7 +71,7 @@ def test_extra_keys_are_seen_by_their_rows_whatever_the_window(packed: Packed, n
     start = data.draw(st.integers(0, len(packed)))
     stop = data.draw(st.integers(start, len(packed)))
     window = data.draw(windows())
-    once = packed.sight.with_extra(num, [(start, stop)])
+    once = packed.sight.with_extra(num, (start, stop))
     both = once.with_extra(2)
     rows = torch.arange(len(packed))[:, None]
     extra = ((rows >= start) & (rows < stop)).expand(-1, num)
@@ -80,15 +80,6 @@ def test_extra_keys_are_seen_by_their_rows_whatever_the_window(packed: Packed, n
     assert torch.equal(both.mask(window), torch.cat([everywhere, once.mask(window)], 1))
     assert torch.equal(drawn(both), both.mask().long())
     assert (both.key_offset[: 2 + num] == ANYWHERE).all()
-
-
-def test_extra_keys_of_runs_side_by_side_are_one_call() -> None:
-    sight = Packed.tree([[1, 2], [3, 4], [5]], parents=[ROOT, ROOT, ROOT]).sight
-    joined = sight.with_extra(1, [(2, 4), (0, 2)])
-    assert joined.mask()[:, 0].tolist() == [True, True, True, True, False]
-    assert not sight.with_extra(1, []).mask()[:, 0].any()
-    with pytest.raises(ValueError, match="one run of rows"):
-        sight.with_extra(1, [(0, 2), (4, 5)])
 
 
 @given(forests(), forests())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from safetensors import SafetensorError
 
 from danlu.build import Experiment, assemble
 from danlu.engine.device import keep_freed_memory
-from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases
+from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, RunError
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
-from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.recipe import Recipe, dump_recipe, load_recipe, to_yaml
 
 _RECIPE = "recipe.yaml"
 
@@ -59,6 +60,7 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
     keep_freed_memory()
     loaded = load_recipe(recipe, overrides)
     run = _run_directory(loaded, recipe)
+    require_loggers(loaded.run.loggers)
     with compilation(loaded.run.compile):
         experiment = assemble(loaded)
         _begin(run, experiment)
@@ -84,6 +86,8 @@ def resume(run: str | Path, *overrides: str, step: int | None = None, listeners:
 def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
     """Make and check everything a recipe names, write nothing, and say what would run."""
     loaded = load_recipe(recipe, overrides)
+    _run_directory(loaded, recipe)
+    require_loggers(loaded.run.loggers)
     experiment = assemble(loaded)
     policy, data = experiment.policy, experiment.data
     parameters = sum(p.numel() for p in policy.parameters())
@@ -126,10 +130,10 @@ def _begin(run: Path, experiment: Experiment) -> None:
     """Write down what the run is."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dump_recipe(experiment.recipe), sort_keys=False, allow_unicode=True)
-        (run / _RECIPE).write_text(text, encoding="utf-8")
+        (run / _RECIPE).write_text(to_yaml(dump_recipe(experiment.recipe)), encoding="utf-8")
         (run / "versions.json").write_text(json.dumps(_versions(experiment), indent=1))
     except OSError as error:
+        shutil.rmtree(run, ignore_errors=True)
         raise RunError(f"the run directory cannot be written: {error.strerror}", where=run) from error
 
 
@@ -154,7 +158,7 @@ def _carry_out(
         if resuming:
             snapshot = loop.checkpoints.load(step)
             loop.restore(snapshot)
-            loop.checkpoints.forget_after(snapshot.step)
+            loop.checkpoints.forget_after(snapshot.step, loop.progress.best_step)
             recorder.cut_back(snapshot.step)
             recorder.event("resume", step=snapshot.step, steps=experiment.steps)
         else:
@@ -165,13 +169,17 @@ def _carry_out(
         try:
             reason = loop.run()
         except DanluError as error:
-            recorder.event("warning", message=str(error))
+            with suppress(RunError):  # where nothing can be written, the first error is the one to tell
+                recorder.event("warning", message=str(error))
             raise
-        if reason == "done":
-            experiment.export(run / "final")
-        seconds = time.perf_counter() - start
-        recorder.event("end", step=loop.progress.step, reason=reason, seconds=seconds)
-        write_report(run)
+        try:
+            if reason == "done":
+                experiment.export(run / "final")
+            recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
+            write_report(run)
+        except (OSError, SafetensorError) as error:
+            hint = f"Make room, then: danlu resume {run}."
+            raise RunError(f"the end of the run cannot be written: {error}", where=run, do=hint) from error
     return Run(run, reason, _last_metrics(run))
 
 

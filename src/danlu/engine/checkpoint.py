@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from danlu.errors import CheckpointError, RunError
 
-_MANIFEST, _STATE, _UNFINISHED = "manifest.json", "state.json", ".unfinished-"
+_MANIFEST, _STATE = "manifest.json", "state.json"
+_UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 _VERSION = 1
 
 
@@ -63,16 +65,16 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             _write(unfinished, snapshot)
-            shutil.rmtree(final, ignore_errors=True)
+            self._remove(final)
             os.replace(unfinished, final)
             _sync(self.folder)
             for name in ("last", "best") if best else ("last",):
                 self._point(name, final)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             last = self.steps()
             before = f"The checkpoint of step {last[-1]} is whole." if last else "There is none before it."
-            reason = error.strerror or error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise RunError(
                 f"the checkpoint of step {snapshot.step} could not be written: {reason}", where=final, do=before
             ) from error
@@ -107,11 +109,22 @@ class Checkpoints:
         tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
         return Snapshot(wanted, tensors, state)
 
-    def forget_after(self, step: int) -> None:
-        """Remove checkpoints later than a step that a run is taken up from again."""
+    def forget_after(self, step: int, best: int | None) -> None:
+        """Remove what is later than a step that a run is taken up from again, and what a crash left behind.
+
+        Args:
+            step: the last one from now on.
+            best: the best up to there, if there is one.
+        """
         for later in (s for s in self.steps() if s > step):
-            shutil.rmtree(self.folder / f"step-{later:08d}")
+            self._remove(self.folder / f"step-{later:08d}")
+        for rest in (*self.folder.glob(f"{_UNFINISHED}step-*"), *self.folder.glob(f"{_REMOVED}step-*")):
+            shutil.rmtree(rest)
         self._point("last", self.folder / f"step-{step:08d}")
+        if best is None:
+            (self.folder / "best").unlink(missing_ok=True)
+        else:
+            self._point("best", self.folder / f"step-{best:08d}")
 
     def _point(self, name: str, target: Path) -> None:
         link = self.folder / f"{_UNFINISHED}{name}"
@@ -123,7 +136,15 @@ class Checkpoints:
         best = (self.folder / "best").resolve().name if (self.folder / "best").exists() else ""
         for step in self.steps()[:-keep]:
             if f"step-{step:08d}" != best:
-                shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
+                self._remove(self.folder / f"step-{step:08d}")
+
+    def _remove(self, folder: Path) -> None:
+        """Take a checkpoint out of sight in one go, then its files one by one: a crash leaves none half there."""
+        if folder.exists():
+            hidden = self.folder / f"{_REMOVED}{folder.name}"
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(folder, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def verify(folder: Path, do: str = "") -> None:
@@ -133,9 +154,12 @@ def verify(folder: Path, do: str = "") -> None:
         CheckpointError: naming the first file that is absent, cut short or altered.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / _MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         version = manifest["version"]
+        if _STATE not in expected or text != _text(manifest):
+            raise ValueError("it is not as it was written")
     except FileNotFoundError:
         raise CheckpointError("the manifest is absent", where=folder / _MANIFEST, do=do) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -157,12 +181,16 @@ def verify(folder: Path, do: str = "") -> None:
 def _write(folder: Path, snapshot: Snapshot) -> None:
     for name, tensors in snapshot.tensors.items():
         save_file({key: t.detach().contiguous() for key, t in tensors.items()}, folder / f"{name}.safetensors")
-    (folder / _STATE).write_text(json.dumps(snapshot.state, indent=1))
+    (folder / _STATE).write_text(_text(snapshot.state))
     entries = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps({"version": _VERSION, "files": entries}, indent=1))
+    (folder / _MANIFEST).write_text(_text({"version": _VERSION, "files": entries}))
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=1)
 
 
 def _digest(file: Path) -> str:

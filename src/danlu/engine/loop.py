@@ -56,7 +56,8 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     measured: int = -1
-    best_step: int = -1
+    measured_loss: float | None = None
+    best_step: int | None = None
     best_loss: float | None = None
 
 
@@ -103,26 +104,28 @@ class Loop:
             if not samples:
                 break
             row = self._update([self.updater.method.group(sample) for sample in samples], start)
-            stop = self.stopping()
-            last = stop is not None or self.plan.share(self.progress) >= 1
-            if self._due(self.plan.eval_every) or (last and stop is None):
+            done = self.plan.share(self.progress) >= 1
+            stop = None if done else self.stopping()
+            if done or self._due(self.plan.eval_every):
                 row |= self._measure()
             self.recorder.metrics(row)
             if self.progress.measured == self.progress.step:
                 self._continue_prompts()
-            if last or self._due(self.plan.checkpoint_every):
+            if done or stop is not None or self._due(self.plan.checkpoint_every):
                 self.save()
         return stop or "done"
 
     def save(self) -> Path:
         """Write a checkpoint."""
         policy, progress = self.updater.policy, self.progress
+        best = self._is_best()
+        if best:
+            progress.best_step, progress.best_loss = progress.step, progress.measured_loss
         tensors: dict[str, dict[str, Tensor]] = {
             "model": dict(policy.named_parameters()),
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
         state = {"progress": asdict(progress), "source": self.source.state_dict(), **self.identity}
-        best = progress.best_step == progress.step
         path = self.checkpoints.save(
             Snapshot(progress.step, tensors, state), best=best, keep=self.plan.keep_checkpoints
         )
@@ -149,6 +152,15 @@ class Loop:
             raise CheckpointError(
                 f"the state of step {snapshot.step} is incomplete", where=self.checkpoints.folder
             ) from error
+        if self.progress.best_step not in self.checkpoints.steps():  # removed for a later one, which is undone now
+            self.progress.best_step, self.progress.best_loss = None, None
+
+    def _is_best(self) -> bool:
+        """Whether what is saved now has the least held-out loss of all that was saved."""
+        progress = self.progress
+        if progress.measured != progress.step or progress.measured_loss is None:
+            return False
+        return progress.best_loss is None or progress.measured_loss < progress.best_loss
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -193,8 +205,7 @@ class Loop:
         if self.held_out is None:
             return {}
         measured = self.updater.measure(self.held_out())
-        if self.progress.best_loss is None or measured["loss"] < self.progress.best_loss:
-            self.progress.best_loss, self.progress.best_step = measured["loss"], self.progress.step
+        self.progress.measured_loss = measured["loss"]
         return {f"held_out_{name}": value for name, value in measured.items()}
 
     def _measure_start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from danlu.errors import UnsupportedError
+from danlu.errors import RunError, UnsupportedError
 
 
 class Listener(Protocol):
@@ -65,13 +66,33 @@ class Recorder:
                 rows = (_row(line) for line in file.read_text(encoding="utf-8").splitlines())
                 kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
                 unfinished = file.with_suffix(".tmp")
-                unfinished.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+                unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
                 unfinished.replace(file)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with (self._run / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        file = self._run / name
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(json_line(row) + "\n")
+        except OSError as error:
+            raise RunError(f"the file could not be written: {error.strerror or error}", where=file) from error
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row as JSON, which has no word for what is not finite: null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """What these loggers need is installed.
+
+    Raises:
+        UnsupportedError: when it is not.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise _absent(name)
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -197,7 +197,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        with torch.inference_mode(), compilation(False):
+        with torch.inference_mode(), compilation(False), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module in training:

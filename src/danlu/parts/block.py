@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     def of(packed: Packed, memory: Memory | None, angles: tuple[Tensor, Tensor] | None = None) -> Pass:
         """What the blocks need to know of a pack."""
         sight = packed.sight if memory is None else memory.sight(packed)
-        nothing = torch.zeros(len(packed), 0)
+        nothing = torch.zeros(len(packed), 0, device=packed.tokens.device)
         cos, sin = angles or (nothing, nothing)
         tensors = (sight.calls, sight.first, sight.end, sight.query_offset, sight.key_offset)
         return Pass(*tensors, packed.keys, cos, sin)

@@ -1,0 +1,1 @@
+"""Danlu beside its peers, measured in the same run: `python -m benchmarks`."""
