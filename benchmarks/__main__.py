@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.common import Facts, Skipped, child, environment, say
+from benchmarks.common import Facts, MissingError, child, environment, say
 from benchmarks.settings import Options
 
 NAMES = ("startup", "dropout", "data", "mfu", "throughput")
@@ -36,7 +36,7 @@ def main() -> int:
             say(name)
             try:
                 found = importlib.import_module(f"benchmarks.{name}").run(options, scratch)
-            except Skipped as reason:
+            except MissingError as reason:
                 print(f"{name} skipped: {reason}\n", flush=True)
                 continue
             except RuntimeError as fault:
@@ -47,7 +47,8 @@ def main() -> int:
                 print(table.markdown(), flush=True)
                 tables[name if number == 0 else f"{name}, {table.title}"] = table
             status |= not all(table.sound for table in found)
-            print(f"Kept in {results.save(machine, tables, quick=options.quick)}\n", flush=True)
+            kept = results.save(machine, tables, quick=options.quick)
+            print(f"Kept in {os.path.relpath(kept)}\n", flush=True)
     return status
 
 

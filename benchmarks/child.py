@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `python -m benchmarks.child MODULE:FUNCTION ANSWER`, its arguments on stdin."""
+"""One measurement in a process of its own: `python -m benchmarks.child MODULE:FUNCTION ANSWER`, arguments on stdin."""
 
 from __future__ import annotations
 

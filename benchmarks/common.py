@@ -24,11 +24,11 @@ PATIENCE = 3600.0
 """Seconds a child may take."""
 
 
-class Skipped(Exception):
+class MissingError(Exception):
     """Something a benchmark needs is not here."""
 
 
-class TookTooLong(Exception):
+class TooSlowError(Exception):
     """A child was ended because its time was over."""
 
 
@@ -55,7 +55,7 @@ def child(
     """Call a function of a benchmark in a process of its own; its arguments and its answer are JSON.
 
     Raises:
-        TookTooLong: when it was not done in time.
+        TooSlowError: when it was not done in time.
         RuntimeError: when it failed, with the end of what it said.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def child(
             try:
                 process.communicate(json.dumps(arguments).encode(), timeout=patience)
             except subprocess.TimeoutExpired:
-                raise TookTooLong(f"no result within {patience / 60:.0f} minutes") from None
+                raise TooSlowError(f"no result within {patience / 60:.0f} minutes") from None
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)  # with the compiler processes it started
@@ -84,12 +84,13 @@ def child(
         return facts
 
 
-def interleave(sides: Mapping[str, Callable[[], R]], repeats: int) -> dict[str, list[R]]:
+def interleave(sides: Mapping[str, Callable[[], R]], repeats: int, *, quiet: bool = False) -> dict[str, list[R]]:
     """Measure A B A B, so that what the machine does besides falls on all sides alike."""
     found: dict[str, list[R]] = {name: [] for name in sides}
     for turn in range(repeats):
         for name, measure in sides.items():
-            say(f"  {name}, {turn + 1} of {repeats}")
+            if not quiet:
+                say(f"  {name}, {turn + 1} of {repeats}")
             found[name].append(measure())
     return found
 

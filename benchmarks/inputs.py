@@ -1,4 +1,4 @@
-"""What both sides of a comparison start from: the same weights, the same tokenizer, the same documents in the same order."""
+"""What both sides of a comparison start from: the same weights, tokenizer and documents, in the same order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import settings
-from benchmarks.common import Facts, Skipped, child, environment
+from benchmarks.common import Facts, MissingError, child, environment
 from benchmarks.settings import Lengths, Options
 
 
@@ -18,10 +18,10 @@ def gsm8k() -> Path:
     """The file.
 
     Raises:
-        Skipped: when it is not there.
+        MissingError: when it is not there.
     """
     if not settings.GSM8K.is_file():
-        raise Skipped(f"there is no {settings.GSM8K}")
+        raise MissingError(f"there is no {settings.GSM8K}")
     return settings.GSM8K
 
 
@@ -29,8 +29,8 @@ def make(kind: str, options: Options, scratch: Path, steps: int) -> Facts:
     """Weights, tokenizer and documents of one kind ("gsm8k", "log-normal"), made once.
 
     Returns:
-        `model` (a hub directory with its tokenizer), `train`, `field`, and `samples`: a JSON file with the token ids of the
-        first `steps` steps' samples.
+        `model` (a hub directory with its tokenizer), `train`, `field`, and `samples`: a JSON file with the token ids of
+        the first `steps` steps' samples.
     """
     folder = scratch / kind
     if not (folder / "facts.json").exists():

@@ -57,9 +57,10 @@ def describe_machine(device: str, threads: int) -> dict[str, str]:
     from danlu.engine.device import Device
 
     chosen, host = Device.choose(device, threads), Device.choose("cpu", threads)
+    cores = f"{psutil.cpu_count(logical=False)}, with {os.cpu_count()} hardware threads"
     facts = {
         "processor": host.name,
-        "cores": f"{psutil.cpu_count(logical=False)} ({os.cpu_count()} hardware threads), {chosen.threads} threads used",
+        "cores": f"{cores}; {chosen.threads} threads used",
         "memory": f"{host.memory_bytes / 2**30:.1f} GiB",
     }
     if chosen.kind != "cpu":

@@ -38,6 +38,7 @@ LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY, CLIP_NORM = 3e-4, (0.9, 0.95), 1e-8
 SHARED = Path("../shared/data")
 """Beside the project's root, from which the benchmarks are run."""
 GSM8K = SHARED / "gsm8k_train.jsonl"
+SHAKESPEARE = SHARED / "tinyshakespeare.txt"
 GSM8K_TEXT = "{question}\n{answer}"
 
 

@@ -7,14 +7,25 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import inputs as both
 from benchmarks import settings
-from benchmarks.common import Facts, Skipped, Spread, TookTooLong, child, environment, interleave, mebibytes, say, yes
+from benchmarks.common import (
+    Facts,
+    MissingError,
+    Spread,
+    TooSlowError,
+    child,
+    environment,
+    interleave,
+    mebibytes,
+    say,
+    yes,
+)
 from benchmarks.results import Table, installed
 from benchmarks.settings import Options
 
@@ -33,7 +44,7 @@ PEER_KEPT, PEER_COMPILED = "Trainer, glibc keeps memory", "Trainer, torch_compil
 def run(options: Options, scratch: Path) -> list[Table]:
     """Every data set in every precision."""
     if not (installed("transformers") and installed("accelerate")):
-        raise Skipped("transformers and accelerate are not installed")
+        raise MissingError("transformers and accelerate are not installed")
     rows: list[list[str]] = []
     raw: dict[str, Any] = {}
     notes = [
@@ -41,58 +52,57 @@ def run(options: Options, scratch: Path) -> list[Table]:
         f"{WARM_UP} updates warm up, then the wall time from update to update counts.",
         f"'{OURS}' is what counts; tokens are targets, so padding is none. Ratios are of each repeat; (least–most).",
         "Memory on a CPU is the process's peak resident set (GPU: allocated) up to the last update, warm-up included.",
-        "'first update' holds compilation: the longest of the repeats, the first of which finds an empty compiler cache.",
+        "'first update' holds compilation; it is the longest of the repeats, whose first has an empty compiler cache.",
     ]
     sound = True
-    for kind in UPDATES:
+    for kind, usual in UPDATES.items():
+        steps = WARM_UP + options.updates(usual)
         try:
-            data = both.make(kind, options, scratch, WARM_UP + options.updates(UPDATES[kind]))
-        except Skipped as reason:
+            data = both.make(kind, options, scratch, steps)
+        except MissingError as reason:
             notes.append(f"{kind} skipped: {reason}.")
             continue
         notes.append(_describe(kind, data))
         for precision in options.precisions:
             say(f" {kind}, {precision}")
-            found = _measure(kind, data, precision, options, scratch)
+            found = _measure(data, precision, steps, options, scratch)
             apart = abs(found[OURS][0]["losses"][0] - found[PEER][0]["losses"][0])
             if not apart <= settings.SAME_LOSS:
                 sound = False
-                notes.append(f"**Void** ({kind}, {precision}): the losses at the first step differ by {apart:.1e}.")
+                notes.append(f"**Void** ({kind}, {precision}): the losses at the first update differ by {apart:.1e}.")
             rows += [_row(kind, precision, side, found) for side in found]
             raw[f"{kind} {precision}"] = found
     if not rows:
-        raise Skipped("no data")
+        raise MissingError("no data")
     columns = ["data", "precision", "side", "tokens/s", "× Trainer", "target", "met", "peak MiB", "of Trainer's"]
     columns += ["target", "met", "first update s", "loss at 1", "last loss"]
     return [Table("Throughput and memory against transformers.Trainer", columns, rows, notes, raw, sound)]
 
 
-def _measure(kind: str, data: Facts, precision: str, options: Options, scratch: Path) -> dict[str, list[Facts]]:
+def _measure(data: Facts, precision: str, steps: int, options: Options, scratch: Path) -> dict[str, list[Facts]]:
     """Every side, interleaved; those that are for information once, after the others."""
-    common = {
+    given: dict[str, Any] = {
         "data": data,
         "precision": precision,
-        "steps": WARM_UP + options.updates(UPDATES[kind]),
+        "steps": steps,
         "device": options.device,
         "threads": options.threads,
     }
-
-    def side(function: Callable[..., Facts], patience: float = 3600.0, env: Mapping[str, str] = {}, **more: Any) -> Any:  # noqa: B006 - only read
-        cached = str(scratch / f"inductor-{kind}-{precision}")
-        variables = environment(options, scratch, TORCHINDUCTOR_CACHE_DIR=cached, **env)
-        return partial(child, function, env=variables, patience=patience, **common, **more)
-
+    cache = tempfile.mkdtemp(dir=scratch)  # the compiler's: empty for the first repeat of each comparison
+    env = environment(options, scratch, TORCHINDUCTOR_CACHE_DIR=cache)
+    ours, theirs = partial(child, danlu_side, **given), partial(child, trainer_side, **given)
     counted = {
-        OURS: side(danlu_side, compiled=True),
-        PEER: side(trainer_side, compiled=False),
-        EAGER: side(danlu_side, compiled=False),
+        OURS: partial(ours, env=env, compiled=True),
+        PEER: partial(theirs, env=env, compiled=False),
+        EAGER: partial(ours, env=env, compiled=False),
     }
     found = interleave(counted, options.rounds(REPEATS))
     if options.everything:
-        found |= interleave({PEER_KEPT: side(trainer_side, env=KEPT, compiled=False)}, 1)
+        found |= interleave({PEER_KEPT: partial(theirs, env=env | KEPT, compiled=False)}, 1)
+        compiled_peer = partial(theirs, env=env, patience=COMPILED_PEER_PATIENCE, compiled=True)
         try:
-            found |= interleave({PEER_COMPILED: side(trainer_side, COMPILED_PEER_PATIENCE, compiled=True)}, 1)
-        except (TookTooLong, RuntimeError) as reason:
+            found |= interleave({PEER_COMPILED: compiled_peer}, 1)
+        except (TooSlowError, RuntimeError) as reason:
             say(f"  {PEER_COMPILED}: {reason}")
             found[PEER_COMPILED] = []
     return found
@@ -239,9 +249,9 @@ def trainer_side(data: Facts, precision: str, steps: int, device: str, threads: 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.tick()
 
-        def on_log(self, *_: Any, logs: Mapping[str, float], **__: Any) -> None:
-            if "loss" in logs:
-                clock.losses.append(float(logs["loss"]))
+        def on_log(self, *_: Any, **given: Any) -> None:
+            if "loss" in given["logs"]:
+                clock.losses.append(float(given["logs"]["loss"]))
 
     model = AutoModelForCausalLM.from_pretrained(data["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(data["model"])

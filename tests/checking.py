@@ -1,9 +1,9 @@
 """Shapes and dtypes checked in tests: what jaxtyping annotations say of danlu's core holds at every call.
 
-`install` puts jaxtyping's import hook before the modules named below. Two kinds of code stay unchecked: functions that are
-being compiled (a compiler cannot trace the checker), and annotations that beartype cannot check (a protocol that is no
-`runtime_checkable`, `Self` outside its class). `danlu.parts.attention_cpu` is left out: `torch.library.custom_op` reads its
-operators' annotations as they are written.
+`install` puts jaxtyping's import hook before the modules named below. Two kinds of code stay unchecked: functions that
+are being compiled (a compiler cannot trace the checker), and annotations that beartype cannot check (a protocol that is
+not `runtime_checkable`, `Self` outside its class). `danlu.parts.attention_fused` and `attention_tiled` are left out: `torch.library.custom_op`
+reads its operators' annotations as they are written.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-import checking
 import hypothesis
 import pytest
 import torch
+
+import checking
 
 checking.install()
 torch.set_num_threads(1)

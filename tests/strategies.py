@@ -41,7 +41,9 @@ def targets(draw: st.DrawFn, packed: Packed, *, max_targets: int = 8) -> Targets
     """Any targets of a forest: some rows with several, others with none."""
     if not len(packed):
         return Targets.none()
-    pairs = st.tuples(st.integers(0, len(packed) - 1), st.integers(0, VOCABULARY - 1), st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+    pairs = st.tuples(
+        st.integers(0, len(packed) - 1), st.integers(0, VOCABULARY - 1), st.sampled_from([0.0, 0.5, 1.0, 3.0])
+    )
     drawn = draw(st.lists(pairs, max_size=max_targets))
     rows, tokens, weights = zip(*drawn, strict=True) if drawn else ((), (), ())
     ids = (torch.tensor(x, dtype=torch.int64) for x in (rows, tokens))

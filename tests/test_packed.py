@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import forests, keyed, same, targets, windows
 from torch import Tensor
 
-from danlu.packed import ANYWHERE, ROOT, Packed, Sight, Targets
+from danlu.packed import ROOT, Packed, Targets
+from danlu.sight import ANYWHERE, Sight
+from strategies import forests, keyed, same, targets, windows
 
 
 def ancestors(packed: Packed, segment: int) -> list[int]:
@@ -21,7 +22,7 @@ def ancestors(packed: Packed, segment: int) -> list[int]:
 
 
 def described(packed: Packed, window: int | None = None) -> Tensor:
-    """The rule, word by word: a segment sees itself, causally or fully, and every token of its ancestors; nothing else."""
+    """The rule: a segment sees itself, causally or fully, and every token of its ancestors; nothing else."""
     bounds = packed.cu_seqlens.tolist()
     place = [(n, row - bounds[n]) for n in range(packed.num_segments) for row in range(bounds[n], bounds[n + 1])]
     before = [sum(bounds[a + 1] - bounds[a] for a in ancestors(packed, n)) for n in range(packed.num_segments)]
@@ -112,7 +113,9 @@ def test_join_then_split_loses_nothing(packs: list[Packed]) -> None:
     expected = [tree for pack in packs for tree in pack.split()]
     assert len(joined.split()) == len(expected)
     assert all(same(a, b) for a, b in zip(joined.split(), expected, strict=True))
-    assert torch.equal(joined.sight.mask(), torch.block_diag(*(p.sight.mask().long() for p in packs)).bool()[: len(joined)])
+    assert torch.equal(
+        joined.sight.mask(), torch.block_diag(*(p.sight.mask().long() for p in packs)).bool()[: len(joined)]
+    )
 
 
 @given(forests(), forests(), forests())
@@ -193,7 +196,9 @@ def test_several_position_axes_travel_along() -> None:
         ([1, 1, 1, 1], [ROOT, 0, 0, 1], "segment 3 does not lie behind its parent 1"),
     ],
 )
-def test_what_is_no_forest_in_depth_first_order_is_refused(lengths: list[int], parents: list[int], message: str) -> None:
+def test_what_is_no_forest_in_depth_first_order_is_refused(
+    lengths: list[int], parents: list[int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Packed.tree([[0] * length for length in lengths], parents=parents)
 
@@ -243,7 +248,9 @@ def test_targets_move_with_their_rows(data: st.DataObject) -> None:
     joined = Targets.join(parts, starts[:-1])
     assert len(joined) == sum(len(part) for part in parts)
     tokens = Packed.join(packs).tokens
-    assert torch.equal(tokens[joined.rows], torch.cat([tokens[:0], *(p.tokens[t.rows] for p, t in zip(packs, parts, strict=True))]))
+    assert torch.equal(
+        tokens[joined.rows], torch.cat([tokens[:0], *(p.tokens[t.rows] for p, t in zip(packs, parts, strict=True))])
+    )
     for part, start, stop in zip(parts, starts, starts[1:], strict=False):
         again = joined.within(start, stop)
         assert all(torch.equal(getattr(again, f), getattr(part, f)) for f in ("rows", "tokens", "weights"))

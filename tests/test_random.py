@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import forests, keyed
 from torch import Tensor
 
 from danlu.packed import Packed
@@ -26,6 +25,7 @@ from danlu.random import (
     token_keys,
     uniform,
 )
+from strategies import forests, keyed
 
 M32, M64 = 2**32 - 1, 2**64 - 1
 int32s = st.integers(-(2**31), 2**31 - 1)
@@ -95,7 +95,9 @@ def test_fold_is_splitmix64_over_its_parts(parts: list[int]) -> None:
 
 
 @given(st.integers(0, M64), st.lists(st.tuples(st.integers(0, 2**62), st.integers(0, 2**31)), min_size=1, max_size=5))
-def test_token_keys_are_the_high_half_of_a_hash_of_update_sample_and_offset(key: int, pairs: list[tuple[int, int]]) -> None:
+def test_token_keys_are_the_high_half_of_a_hash_of_update_sample_and_offset(
+    key: int, pairs: list[tuple[int, int]]
+) -> None:
     sample, offset = torch.tensor(pairs, dtype=torch.int64).T
     expected = [splitmix64(splitmix64(key ^ s) ^ o) >> 32 for s, o in pairs]
     assert unsigned(token_keys(key, sample, offset)).tolist() == expected
@@ -136,7 +138,7 @@ def kolmogorov(drawn: Tensor, distribution: Tensor) -> float:
 
 def test_uniform_is_uniform_in_the_open_interval() -> None:
     drawn = uniform(rows(1000), 3, 100).flatten().double().sort().values
-    assert 0 < drawn[0]
+    assert drawn[0] > 0
     assert drawn[-1] < 1
     assert kolmogorov(drawn, drawn) < 1.95  # one in a thousand
     extremes = torch.tensor([[0, -1, 2**31 - 1, -(2**31)]], dtype=torch.int32)

@@ -49,11 +49,11 @@ def test_a_kind_that_no_room_has_is_there_once_something_is_exported_as_it() -> 
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="no architecture is called 'lama'. Did you mean 'llama'?"):
+    with pytest.raises(RecipeError, match=r"no architecture is called 'lama'. Did you mean 'llama'\?"):
         lookup("architecture", "lama")
-    with pytest.raises(RecipeError, match="Did you mean 'architecture'?"):
+    with pytest.raises(RecipeError, match=r"Did you mean 'architecture'\?"):
         exported("architectures")
-    with pytest.raises(RecipeError, match="Known: .*llama.*"):
+    with pytest.raises(RecipeError, match=r"Known: .*llama.*"):
         lookup("architecture", "zzzzz")
 
 
@@ -72,7 +72,7 @@ def test_a_module_that_is_loaded_again_may_export_again() -> None:
 
 
 def test_a_class_that_is_not_exported_has_no_name() -> None:
-    with pytest.raises(RecipeError, match="Small.* is not exported"):
+    with pytest.raises(RecipeError, match=r"Small.* is not exported"):
         name_of(make("Small"))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from strategies import VOCABULARY
 from torch import nn
 
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.parts.linear import Dropout
 from danlu.random import place_key
 from danlu.registry import exported, lookup
+from strategies import VOCABULARY
 
 _DECODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -42,7 +42,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "qwen2": {**_DECODER, "tie_word_embeddings": True},
     "qwen3": {**_DECODER, "tie_word_embeddings": False},
 }
-"""Fields of each architecture: a few rows wide, every regulariser and option on. A new architecture adds its line here."""
+"""Fields of each architecture: a few rows wide, every option on. A new architecture adds its line here."""
 
 ARCHITECTURES = [entry.name for entry in exported("architecture")]
 

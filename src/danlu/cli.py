@@ -86,7 +86,7 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to continue by, at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Only the likeliest tokens that have this share.")] = 0.95,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Only the likeliest that have this share.")] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
 ) -> None:
     """Continue texts."""

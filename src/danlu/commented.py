@@ -5,10 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-import yaml
-
 from danlu.config import Config
-from danlu.recipe import HubModel, dump_recipe, load_recipe
+from danlu.recipe import HubModel, dump_recipe, load_recipe, to_yaml
 from danlu.registry import exported
 
 _WIDTH = 100
@@ -44,8 +42,7 @@ def _write(config: Config, values: dict[str, Any], depth: int, lines: list[str])
 
 
 def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    return to_yaml(value, flow=True).strip()
 
 
 def _write_name(config: Config, depth: int, lines: list[str]) -> None:

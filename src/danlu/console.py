@@ -12,6 +12,7 @@ from rich.console import Console as Rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from danlu.engine.record import json_line
 from danlu.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ class Console:
 
     def _say(self, row: Mapping[str, Any]) -> None:
         self._spoke = time.monotonic()
-        print(json.dumps(row), flush=True)
+        print(json_line(row), flush=True)
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """What a dry run found."""
     if not sys.stdout.isatty():
-        print(json.dumps(plan))
+        print(json_line(plan))
         return
     table = Table(show_header=False, box=None)
     for name, value in plan.items():
@@ -100,7 +101,7 @@ def show_result(run: Run) -> None:
     if not sys.stdout.isatty():
         sample = samples[-1]["prompt"] + samples[-1]["text"] if samples else None
         result = {"run": str(run.path), "reason": run.reason, **run.metrics, "sample": sample, "report": str(report)}
-        print(json.dumps(result, ensure_ascii=False))
+        print(json_line(result))
         return
     rich = Rich()
     if samples:
@@ -112,7 +113,7 @@ def show_result(run: Run) -> None:
         ("held_out_perplexity", "perplexity"),
         ("held_out_loss", "loss"),
     ):
-        if name in run.metrics:
+        if run.metrics.get(name) is not None:
             rich.print(f"held-out {words}: [bold]{run.metrics[name]:.4f}[/]")
     if run.reason != "done":
         rich.print(f"stopped by {run.reason}; go on by: danlu resume {run.path}")

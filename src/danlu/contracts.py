@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from danlu.config import Config
-from danlu.packed import Packed, Sight, Targets
+from danlu.packed import Packed, Targets
+from danlu.sight import Sight
 
 
 @dataclass(frozen=True, eq=False)

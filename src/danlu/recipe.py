@@ -7,6 +7,7 @@ classes one by one, so that each fault is named by its place: the file's line, o
 from __future__ import annotations
 
 import copy
+import math
 import re
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from danlu.config import Config, Kind
 from danlu.contracts import ArchitectureConfig, Method
@@ -119,6 +121,8 @@ def recipe_text(name: str) -> str:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         hint = did_you_mean(name, builtin_recipes())
         raise RecipeError("there is no such recipe", where=name, do=f"Give a file or a built-in name. {hint}") from None
+    except OSError as error:
+        raise RecipeError(f"the recipe cannot be read: {error.strerror}", where=name) from None
     except UnicodeDecodeError:
         raise RecipeError("the recipe is not UTF-8 text", where=name) from None
 
@@ -147,6 +151,7 @@ def load_recipe(
     places = {path: f"{name}:{line}" for path, line in lines.items()}
     for override in overrides:
         path = _override(raw, override)
+        places = {place: line for place, line in places.items() if place[: len(path)] != path}
         places[path] = f"override {override}"
     return _Reader(places, name).recipe(_interpolated(raw) if interpolate else raw)
 
@@ -164,16 +169,29 @@ def dump_recipe(recipe: Config) -> dict[str, Any]:
     return out
 
 
+def to_yaml(value: Any, *, flow: bool = False) -> str:
+    """Plain data as YAML that `load_recipe` reads back to equal data; with `flow`, on one line."""
+    width = math.inf if flow else None
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width
+    )
+    return text.removesuffix("...\n")
+
+
 def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     try:
         node, raw = yaml.compose(text, Loader=_Loader), yaml.load(text, Loader=_Loader)
+        lines = _lines(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}"
-        raise RecipeError(f"the recipe is not YAML ({getattr(error, 'problem', None) or error})", where=where) from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise RecipeError(f"the recipe is not YAML ({reason})", where=where) from None
+    except RecursionError:
+        raise RecipeError("the recipe is nested too deeply", where=name) from None
     if not isinstance(raw, dict):
         raise RecipeError("a recipe is a mapping of nouns: " + ", ".join(Recipe.model_fields), where=name)
-    return raw, _lines(node)
+    return raw, lines
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,17 +200,29 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: in quotes what it would take for a number, and a text of several lines on one."""
+
+    def text(self, value: str) -> yaml.ScalarNode:
+        style = '"' if len(value.splitlines()) > 1 or value.endswith("\n") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+for _kind_of_yaml in (_Loader, _Dumper):
+    _kind_of_yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
@@ -250,6 +280,13 @@ def _kind(info: FieldInfo) -> str | None:
     return next((mark.kind for mark in marks if isinstance(mark, Kind)), None)
 
 
+def _plainest(error: ValidationError) -> ErrorDetails:
+    """The first field's fault; of a value that may be of several types, what is wrong with it as the one that it is."""
+    errors = error.errors()
+    same = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
+    return next((e for e in same if not e["type"].endswith(("_type", "_parsing"))), errors[0])
+
+
 class _Reader:
     """Plain data to configs, every fault by its place."""
 
@@ -279,8 +316,8 @@ class _Reader:
         try:
             return kind(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = (*path, *map(str, first["loc"]))
+            first = _plainest(error)
+            place = (*path, *(str(part) for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int)))
             reason = first["msg"].removeprefix("Value error, ")
             given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
             raise self.fail(place, reason[0].lower() + reason[1:] + given) from None
@@ -300,7 +337,7 @@ class _Reader:
         if isinstance(value, str):
             value = {"path": value} if kind == "architecture" and not _is_architecture(value) else {"name": value}
         if not isinstance(value, Mapping):
-            raise self.fail(path, f"expected the name of a {kind}, or a mapping with one, not {value!r}")
+            raise self.fail(path, f"expected a name ({kind}) or a mapping with one, not {value!r}")
         if kind == "architecture" and "path" in value and "name" not in value:
             return self.config(HubModel, value, path)
         fields = dict(value)

@@ -1,7 +1,7 @@
 """The one property that all of it rests on: *packed equals one by one, in loss and in gradient*, for any forest.
 
-The oracle is `Packed.unroll`: every path from a root to a leaf as a sequence of its own, passed alone through the reference
-attention; a target belongs to the first path that holds its row.
+The oracle is `Packed.unroll`: every path from a root to a leaf as a sequence of its own, passed alone through the
+reference attention; a target belongs to the first path that holds its row.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import VOCABULARY, forests, keyed, targets
 from torch import Tensor
 
+import tiny
 from danlu.contracts import SequenceModel
-from danlu.packed import ROOT, Packed, Sight, Targets
+from danlu.packed import ROOT, Packed, Targets
 from danlu.parts import attention as attention_module
 from danlu.parts.attention import Backend, attend_reference
-from danlu.parts.attention_cpu import attend_fused, attend_tiled, tiles
+from danlu.parts.attention_calls import tiles
+from danlu.parts.attention_fused import attend_fused
+from danlu.parts.attention_tiled import attend_tiled
 from danlu.parts.readout import Likelihood, LogProbs
 from danlu.random import fold, token_keys
+from danlu.sight import Sight
+from strategies import VOCABULARY, forests, keyed, targets
 
 BACKENDS: dict[str, Backend] = {"reference": attend_reference, "fused": attend_fused, "tiled": attend_tiled}
 TOLERANCE = 1e-10
@@ -181,7 +184,9 @@ def calls_merged(packed: Packed) -> Packed:
     sight, start, stop = packed.sight, packed.trees[-2][0], packed.trees[-1][1]
     calls = [call for call in sight.calls.tolist() if call[0] < start]
     rows = torch.arange(len(packed))
-    first, end = (torch.where(rows < start, old, new) for old, new in ((sight.first, rows), (sight.end, torch.tensor(stop))))
+    first, end = (
+        torch.where(rows < start, old, new) for old, new in ((sight.first, rows), (sight.end, torch.tensor(stop)))
+    )
     table = torch.tensor([*calls, [start, stop, start, stop, 1]])
     return with_sight(packed, replace(sight, first=first, end=end, calls=table))
 
@@ -218,7 +223,9 @@ LEAKS = [end_leaks, calls_merged, brother_seen, positions_go_on, keys_of_the_pac
 @pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_the_comparison_sees_isolation_broken_on_purpose(name: str, backend: str, leak: Callable[[Packed], Packed]) -> None:
+def test_the_comparison_sees_isolation_broken_on_purpose(
+    name: str, backend: str, leak: Callable[[Packed], Packed]
+) -> None:
     model, (packed, wanted) = MODELS[name], example()
     packed = keyed(packed)
     expected = one_by_one(model, packed, wanted)

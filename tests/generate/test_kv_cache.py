@@ -9,7 +9,9 @@ from danlu.generate.cache import Cache
 from danlu.packed import ROOT, Packed
 from danlu.parts import attention as attention_module
 from danlu.parts.attention import Backend, attend_reference
-from danlu.parts.attention_cpu import attend_fused, attend_on_cpu, attend_tiled
+from danlu.parts.attention_cpu import attend_on_cpu
+from danlu.parts.attention_fused import attend_fused
+from danlu.parts.attention_tiled import attend_tiled
 from danlu.parts.readout import Logits
 
 from .models import FAMILIES, VOCABULARY, tiny

@@ -32,8 +32,14 @@ _DECODER: dict[str, Any] = {
     "eos_token_id": None,
 }
 _GPT2: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 12, "n_layer": 2, "n_head": 3, "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "n_positions": 32,
+    "n_embd": 12,
+    "n_layer": 2,
+    "n_head": 3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 _SLIDING = {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
 _DROP = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 

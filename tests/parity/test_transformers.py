@@ -13,14 +13,15 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from parity.oracle import CASES, Case, oracle, ours, precise, theirs, weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from danlu.architecture.hub import load_hub, read_config, save_hub
 from danlu.contracts import SequenceModel
 from danlu.errors import UnsupportedError
 from danlu.parts.rope import frequencies
+from parity.oracle import CASES, Case, oracle, ours, precise, theirs, weights
 
+ORIGINAL = {"original_max_position_embeddings": 8}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -44,7 +45,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @contextmanager
 def in_dtype(pair: tuple[Any, SequenceModel, Path], dtype: torch.dtype) -> Iterator[tuple[Any, SequenceModel]]:
-    model, own, directory = pair
+    model, _, directory = pair
     again = load_hub(directory)
     if dtype == torch.float32:
         yield model, again
@@ -63,8 +64,12 @@ def test_logits_and_every_gradient_agree(pair: tuple[Any, SequenceModel, Path], 
         torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     for name, gradient in expected[1].items():
         scale = TOLERANCE[dtype] * max(1.0, float(gradient.abs().max()))
-        assert gradient.abs().max() > 1e-4 or name.endswith("k_proj.bias"), name  # softmax knows no bias of keys but by rotation
-        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=scale, msg=lambda m, name=name: f"{name}: {m}")
+        assert gradient.abs().max() > 1e-4 or name.endswith("k_proj.bias"), (
+            name
+        )  # softmax knows no bias of keys but by rotation
+        torch.testing.assert_close(
+            found[1][name], gradient, rtol=0, atol=scale, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_a_checkpoint_of_theirs_is_taken_to_the_bit(pair: tuple[Any, SequenceModel, Path]) -> None:
@@ -123,8 +128,11 @@ def test_a_checkpoint_in_several_files_is_the_same(tmp_path: Path) -> None:
     ("name", "old"),
     [
         ("llama-linear", {"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_theta": 100.0}),
-        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, "rope_theta": 100.0}),
+        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, **ORIGINAL}, "rope_theta": 100.0}),
         ("llama", {"rope_scaling": None, "num_key_value_heads": None}),
+        ("qwen2-sliding", {"layer_types": None}),
+        ("qwen3-sliding", {"layer_types": None, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+        ("qwen2-unused-window", {"layer_types": None, "sliding_window": 3}),
         ("gpt2", {"n_ctx": 32}),
     ],
 )  # fmt: skip

@@ -12,24 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import forests, keyed, windows
 from torch import Tensor
 
-from danlu.packed import ANYWHERE, ROOT, Packed, Sight
+from danlu.packed import ROOT, Packed
 from danlu.parts.attention import AttentionDropout, Backend, attend_reference, attention, backend_for
-from danlu.parts.attention_cpu import (
-    TILE_ROWS,
-    attend_fused,
-    attend_on_cpu,
-    attend_tiled,
-    fused_attention,
-    fused_attention_backward,
-    tiled_attention,
-    tiled_attention_backward,
-    tiles,
-)
+from danlu.parts.attention_calls import TILE_ROWS, tiles
+from danlu.parts.attention_cpu import attend_on_cpu
+from danlu.parts.attention_fused import attend_fused, fused_attention, fused_attention_backward
+from danlu.parts.attention_tiled import attend_tiled, tiled_attention, tiled_attention_backward
 from danlu.parts.compiled import compilation
 from danlu.random import fold, place_key, token_keys
+from danlu.sight import Sight
+from strategies import forests, keyed, windows
 
 BACKENDS: dict[str, Backend] = {"fused": attend_fused, "tiled": attend_tiled, "chosen": attend_on_cpu}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -58,7 +52,12 @@ class Case:
 
     @staticmethod
     def of(
-        sight: Sight, *, groups: int = HEADS, dtype: torch.dtype = torch.float64, seed: int = 0, window: int | None = None,
+        sight: Sight,
+        *,
+        groups: int = HEADS,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+        window: int | None = None,
         keys: tuple[Tensor, Tensor] | None = None,
     ) -> Case:
         generator = torch.Generator().manual_seed(seed)
@@ -109,7 +108,11 @@ def test_the_reference_is_softmax_over_what_is_seen(case: Case) -> None:
             total = sum(math.exp(s) for s in scores.values())
             expected = torch.zeros(WIDTH, dtype=torch.float64)
             for j, score in scores.items():
-                kept = 1.0 if case.dropout is None else float(case.dropout.scale(slice(row, row + 1), slice(j, j + 1), HEADS)[head])
+                kept = (
+                    1.0
+                    if case.dropout is None
+                    else float(case.dropout.scale(slice(row, row + 1), slice(j, j + 1), HEADS)[head])
+                )
                 expected += kept * math.exp(score) / total * case.v[j, head // share]
             torch.testing.assert_close(out[row, head], expected, rtol=1e-9, atol=1e-9)
 
@@ -139,7 +142,9 @@ def test_more_rows_than_a_tile_holds(name: str, window: int | None) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("window", [None, 2])
 def test_half_precision_is_near_single(name: str, window: int | None) -> None:
-    pack = Packed.tree([[0] * 6, [0] * 5, [0] * 4, [0] * 7], parents=[ROOT, 0, 0, ROOT], causal=[False, True, True, True])
+    pack = Packed.tree(
+        [[0] * 6, [0] * 5, [0] * 4, [0] * 7], parents=[ROOT, 0, 0, ROOT], causal=[False, True, True, True]
+    )
     case = Case.of(pack.sight, groups=2, dtype=torch.bfloat16, window=window)
     wide = Case(case.q.float(), case.k.float(), case.v.float(), case.sight, window)
     found = case.run(BACKENDS[name])
@@ -153,7 +158,9 @@ def blind() -> list[tuple[Sight, int | None]]:
     none, rows = pack.sight, torch.arange(9)
     nobody = torch.zeros(9, dtype=torch.int64)
     nothing = Sight(torch.zeros(0, 5, dtype=torch.int64), nobody, nobody, none.query_offset, none.key_offset)
-    some = Sight(torch.tensor([[2, 5, 1, 4, 0]]), *(torch.tensor([0, n, n, n, 0, 0, 0, 0, 0]) for n in (2, 5)), rows, rows)
+    some = Sight(
+        torch.tensor([[2, 5, 1, 4, 0]]), *(torch.tensor([0, n, n, n, 0, 0, 0, 0, 0]) for n in (2, 5)), rows, rows
+    )
     away = Sight(torch.tensor([[0, 9, 0, 3, 0]]), nobody, torch.tensor([9, 9, 9, *[0] * 6]), rows + 2, rows)
     keyless = Sight(torch.tensor([[0, 9, 0, 0, 0]]), nobody[:0], nobody[:0], none.query_offset, none.key_offset[:0])
     return [(nothing, None), (some, None), (some, 2), (away, 4), (keyless, None), (keyless, 1)]

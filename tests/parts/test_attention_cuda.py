@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention as flex
 from torch.nn.attention import varlen
 
 from danlu.errors import UnsupportedError
-from danlu.packed import ROOT, Packed, Sight
+from danlu.packed import ROOT, Packed
 from danlu.parts import attention_cuda
 from danlu.parts.attention import AttentionDropout, attend_reference
 from danlu.parts.attention_cuda import (
@@ -25,6 +25,7 @@ from danlu.parts.attention_cuda import (
     seen_by_interval,
     visible_blocks,
 )
+from danlu.sight import Sight
 from strategies import forests, windows
 
 SCALE = 0.3

@@ -22,7 +22,9 @@ WIDTH = 6
 class Problem:
     """Rows, a head and what is to be predicted."""
 
-    def __init__(self, num: int, vocabulary: int, *, bias: bool, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+    def __init__(
+        self, num: int, vocabulary: int, *, bias: bool, dtype: torch.dtype = torch.float64, seed: int = 0
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*size: int) -> Tensor:
@@ -83,7 +85,11 @@ def test_sums_and_gradients_are_torchs_however_the_rows_are_cut(
 
 
 @given(
-    num=st.integers(0, 9), vocabulary=st.integers(2, 11), bias=st.booleans(), rows=st.integers(1, 10), seed=st.integers(0, 99)
+    num=st.integers(0, 9),
+    vocabulary=st.integers(2, 11),
+    bias=st.booleans(),
+    rows=st.integers(1, 10),
+    seed=st.integers(0, 99),
 )
 def test_log_probs_each_have_their_own_gradient(num: int, vocabulary: int, bias: bool, rows: int, seed: int) -> None:
     problem = Problem(num, vocabulary, bias=bias, seed=seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strategies import keyed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.parts.readout import Head, Hidden, Likelihood, Logits, LogProbs
 from danlu.random import dropout
+from strategies import keyed
 
 
 def random_weights(module: nn.Module) -> nn.Module:

@@ -162,7 +162,7 @@ def verify(folder: Path, do: str = "") -> None:
             raise ValueError("it is not as it was written")
     except FileNotFoundError:
         raise CheckpointError("the manifest is absent", where=folder / _MANIFEST, do=do) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("the manifest is altered", where=folder / _MANIFEST, do=do) from error
     if version != _VERSION:
         raise CheckpointError(

@@ -13,6 +13,8 @@ from danlu.config import Config, Kind
 from danlu.engine.schedule import Cosine, Schedule
 from danlu.registry import export
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Config):
     """How gradients move weights."""
@@ -33,7 +35,7 @@ class OptimizerConfig(Config):
 class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """How slowly the averages of the gradient and of its square forget."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second average."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.config import Config
 from danlu.registry import export
@@ -56,6 +57,12 @@ class WarmupStableDecay(Schedule):
     """Share of the run over which the rate falls, at its end."""
     floor: float = Field(0.0, ge=0, le=1)
     """What is left of the rate at the end."""
+
+    @model_validator(mode="after")
+    def _in_turn(self) -> Self:
+        if self.warmup + self.cooldown > 1:
+            raise ValueError(f"warmup ({self.warmup}) and cooldown ({self.cooldown}) are more than the run together")
+        return self
 
     def decay(self, progress: float) -> float:
         """1, then in a straight line to the floor."""

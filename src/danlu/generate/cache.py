@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from danlu.packed import ROOT, Packed, Sight
+from danlu.packed import ROOT, Packed
+from danlu.sight import Sight
 
 FEWEST_ROWS = 64
 """How many tokens a slot has room for at first; it doubles when a sequence outgrows it."""

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from danlu.packed import Sight
 from danlu.random import bits, drop_threshold, mix32
+from danlu.sight import Sight
 
 
 @dataclass(frozen=True)

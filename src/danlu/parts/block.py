@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from danlu.contracts import Memory
-from danlu.packed import Packed, Sight
+from danlu.packed import Packed
 from danlu.parts.attention import AttentionDropout, attention
 from danlu.parts.linear import Dropout
+from danlu.sight import Sight
 
 
 class Pass(NamedTuple):

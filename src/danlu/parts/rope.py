@@ -105,8 +105,9 @@ def _yarn(periods: Tensor, theta: float, head_width: int, scaling: Mapping[str, 
     attention = scaling.get("attention_factor")
     if attention is None:
         scale, scale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        both = scale and scale_all
-        attention = _sharpness(factor, scale) / _sharpness(factor, scale_all) if both else _sharpness(factor, 1.0)
+        attention = _sharpness(factor, 1.0)
+        if scale and scale_all:
+            attention = _sharpness(factor, scale) / _sharpness(factor, scale_all)
     return 1.0 / (factor * periods) * (1 - kept) + 1.0 / periods * kept, attention
 
 
