@@ -2,8 +2,8 @@
 
 `install` puts jaxtyping's import hook before the modules named below. Two kinds of code stay unchecked: functions that
 are being compiled (a compiler cannot trace the checker), and annotations that beartype cannot check (a protocol that is
-not `runtime_checkable`, `Self` outside its class). `danlu.parts.attention_fused` and `attention_tiled` are left out: `torch.library.custom_op`
-reads its operators' annotations as they are written.
+not `runtime_checkable`, `Self` outside its class). The modules of the CPU's back-ends are left out:
+`torch.library.custom_op` reads its operators' annotations as they are written.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ CHECKED = (
     "danlu.parts.readout",
     "danlu.parts.rope",
     "danlu.random",
+    "danlu.sight",
 )
 
 

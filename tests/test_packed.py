@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -276,3 +277,11 @@ def test_a_shared_prompt_is_not_seen_through_a_brother() -> None:
     changed = replace(pack, causal=torch.tensor([False, False, False, False]))
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
     assert pack.sight.mask().int().tolist() == changed.sight.mask().int().tolist() == expected
+
+
+def test_shapes_and_dtypes_are_checked_here() -> None:
+    """So that every other test is known to run with its annotations checked (see `checking`)."""
+    rows, weights = torch.zeros(2, dtype=torch.int64), torch.ones(2)
+    for wrong in ((rows, rows[:1], weights), (weights, rows, weights), (rows, rows[None], weights)):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            Targets(*wrong)

@@ -25,8 +25,8 @@ class Sight:
 
     Attributes:
         calls: ``[C, 5]`` on the host: query rows ``q0:q1`` see key rows ``k0:k1``; the last column is 1 where the two
-        runs
-            are the same tokens and see each other causally. A query row may appear in several calls, which are merged.
+            runs are the same tokens and see each other causally. A query row may appear in several calls, which are
+            merged.
         first: the first query row that sees the key.
         end: the query row behind the last one that sees the key.
         query_offset: how many tokens lie before the query on its path; what a window measures.

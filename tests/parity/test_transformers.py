@@ -131,7 +131,7 @@ def test_a_checkpoint_in_several_files_is_the_same(tmp_path: Path) -> None:
         ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, **ORIGINAL}, "rope_theta": 100.0}),
         ("llama", {"rope_scaling": None, "num_key_value_heads": None}),
         ("qwen2-sliding", {"layer_types": None}),
-        ("qwen3-sliding", {"layer_types": None, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+        ("qwen3-sliding", {"layer_types": None}),
         ("qwen2-unused-window", {"layer_types": None, "sliding_window": 3}),
         ("gpt2", {"n_ctx": 32}),
     ],

@@ -37,12 +37,16 @@ from danlu.parts.rope import Rotary, rotate
 from danlu.registry import export
 
 
+_FULL_LAYERS = 28
+"""What the hub takes for `max_window_layers` where a config does not say."""
+
+
 class LlamaFamilyConfig(ArchitectureConfig):
     """The fields of the family, by their hub names."""
 
     qk_norm: ClassVar[bool] = False
     qkv_bias: ClassVar[bool | None] = None
-    output_bias: ClassVar[bool | None] = False
+    hub_head_dim: ClassVar[int | None] = None
 
     vocab_size: int | None = Field(None, ge=2)
     """How many tokens there are; null takes the tokenizer's."""
@@ -118,11 +122,13 @@ class LlamaFamilyConfig(ArchitectureConfig):
     def from_hub(cls, config: Mapping[str, Any]) -> Self:
         """See `ArchitectureConfig`."""
         refuse(config, "hidden_act", "silu")
+        refuse(config, "partial_rotary_factor", 1.0, None)
         fields = known_fields(cls, config)
         heads = fields.setdefault("num_key_value_heads", config["num_attention_heads"])
         fields["num_key_value_heads"] = heads if heads is not None else config["num_attention_heads"]
         if fields.get("head_dim") is None:
-            fields["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+            even = config["hidden_size"] // config["num_attention_heads"]
+            fields["head_dim"] = cls.hub_head_dim or even
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         fields["rope_theta"] = rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -133,7 +139,7 @@ class LlamaFamilyConfig(ArchitectureConfig):
         if not config.get("use_sliding_window", False) and cls.model_type != "llama":
             fields["sliding_window"] = fields["layer_types"] = None
         elif fields.get("layer_types") is None and fields.get("sliding_window"):
-            full = config.get("max_window_layers", 0)
+            full = config.get("max_window_layers", _FULL_LAYERS)
             layers = range(config["num_hidden_layers"])
             fields["layer_types"] = tuple("full_attention" if i < full else "sliding_attention" for i in layers)
         return cls(**fields)
@@ -190,6 +196,7 @@ class Qwen3Config(LlamaFamilyConfig):
 
     model_type = "qwen3"
     qk_norm = True
+    hub_head_dim = 128
 
 
 class Attention(nn.Module):

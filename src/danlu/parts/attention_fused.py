@@ -80,9 +80,8 @@ def fused_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values."""
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-    lse = lse.masked_fill(
-        lse == -math.inf, 0.0
-    )  # of a row that sees nothing: exp(-inf - 0) is 0, exp(-inf + inf) is not
+    # A row that sees nothing: its scores' exponentials, exp(-inf - 0), are 0; exp(-inf + inf) is not.
+    lse = lse.masked_fill(lse == -math.inf, 0.0)
     for rows, keys, causal, seen in _fused_calls(table, query_offset, key_offset, window):
         inputs = ((grad, rows), (q, rows), (k, keys), (v, keys), (out, rows))
         heads = (x[where].transpose(0, 1)[None] for x, where in inputs)

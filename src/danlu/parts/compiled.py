@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -17,6 +17,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _on = False
+_VARIANTS = 64
+"""Compilers specialise sizes of one and equal sizes, and windows; a function may have so many variants."""
 
 
 @contextmanager
@@ -25,7 +27,8 @@ def compilation(on: bool) -> Iterator[None]:
     global _on  # noqa: PLW0603 - one switch a process, set by the engine for a run
     before, _on = _on, on
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS) if on else nullcontext():
+            yield
     finally:
         _on = before
 
@@ -44,9 +47,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         nonlocal fused
         if not _on:
             return function(*args, **kwargs)
-        if (
-            fused is None
-        ):  # the first mention of torch.compile imports the whole compiler: seconds no one else should pay
+        if fused is None:  # only now: torch.compile imports the whole compiler, seconds that no one else should pay
             fused = torch.compile(function, dynamic=True)
         return fused(*args, **kwargs)
 
