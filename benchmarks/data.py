@@ -55,6 +55,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
             raw[f"{name}, {processes}"] = found
             rows += [[name, size, str(processes), side, *_cells(side, found)] for side in found]
     notes = [
+        f"Medians of {options.rounds(REPEATS)} repeats (least–most), ratios of each repeat.",
         "Danlu's seconds hold everything: reading JSON, encoding, the cache on disk, cutting, packing. Those of "
         "`datasets` hold `map` alone, its cache file included; 'with reading' adds `load_dataset`.",
         "The same tokenizer.json on all sides, called as `tokenizers.Tokenizer` or as transformers' fast tokenizer; "

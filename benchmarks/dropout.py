@@ -41,7 +41,8 @@ def run(options: Options, scratch: Path) -> list[Table]:
                 memory = "kept" if kept else "returned"
                 rows.append([memory, work, side, milliseconds.show(), f"{slower.median:.1f}"])
     notes = [
-        f"{PACK_TOKENS} x {SHAPE['hidden_size']} float32, p = {FRACTION}; medians of calls in turn (least–most).",
+        f"{PACK_TOKENS} x {SHAPE['hidden_size']} float32, p = {FRACTION}; "
+        f"medians of {options.rounds(REPEATS)} calls in turn (least–most).",
         "'freed memory': by default glibc returns a large tensor's pages to the system, and the next call faults them "
         "in again, which can cost more than the arithmetic; Danlu's training keeps them.",
     ]

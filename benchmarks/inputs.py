@@ -26,13 +26,13 @@ def gsm8k() -> Path:
 
 
 def make(kind: str, options: Options, scratch: Path, steps: int) -> Facts:
-    """Weights, tokenizer and documents of one kind ("gsm8k", "log-normal"), made once.
+    """Weights, tokenizer and documents of one kind ("gsm8k", "log-normal"), made once a run.
 
     Returns:
         `model` (a hub directory with its tokenizer), `train`, `field`, and `samples`: a JSON file with the token ids of
         the first `steps` steps' samples.
     """
-    folder = scratch / kind
+    folder = scratch / f"{kind}-{steps}"
     if not (folder / "facts.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         train = str(gsm8k()) if kind == "gsm8k" else None

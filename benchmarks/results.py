@@ -94,6 +94,11 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def _benchmark(table: str) -> str:
+    """What a table is of; a benchmark's further tables are called NAME, TITLE."""
+    return table.partition(",")[0]
+
+
 def save(machine: dict[str, str], tables: dict[str, Table], *, quick: bool) -> Path:
     """Write `NAME.md` and `NAME.json`; what other runs on the very same machine and versions found stays in them."""
     folder = FOLDER / "quick" if quick else FOLDER
@@ -101,7 +106,8 @@ def save(machine: dict[str, str], tables: dict[str, Table], *, quick: bool) -> P
     file = folder / f"{machine['name']}.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     before = known["tables"] if known.get("machine") == machine else {}
-    kept = {**{name: Table(**fields) for name, fields in before.items()}, **tables}
+    again = {_benchmark(name) for name in tables}
+    kept = {name: Table(**fields) for name, fields in before.items() if _benchmark(name) not in again} | tables
     content = {"machine": machine, "tables": {name: asdict(table) for name, table in sorted(kept.items())}}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     header = "".join(f"- {key}: {value}\n" for key, value in machine.items() if key != "name")

@@ -50,7 +50,8 @@ def run(options: Options, scratch: Path) -> list[Table]:
     notes = [
         f"{settings.STEP_SAMPLES} samples an update on both sides, in the same order, from the same weights; "
         f"{WARM_UP} updates warm up, then the wall time from update to update counts.",
-        f"'{OURS}' is what counts; tokens are targets, so padding is none. Ratios are of each repeat; (least–most).",
+        f"'{OURS}' is what counts; tokens are targets, so padding is none. medians of "
+        f"{options.rounds(REPEATS)} repeats (least–most), ratios of each repeat.",
         "Memory on a CPU is the process's peak resident set (GPU: allocated) up to the last update, warm-up included.",
         "'first update' holds compilation; it is the longest of the repeats, whose first has an empty compiler cache.",
     ]

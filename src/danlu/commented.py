@@ -42,7 +42,7 @@ def _write(config: Config, values: dict[str, Any], depth: int, lines: list[str])
 
 
 def _scalar(value: Any) -> str:
-    return to_yaml(value, flow=True).strip()
+    return to_yaml(value, flow=True).removesuffix("\n")
 
 
 def _write_name(config: Config, depth: int, lines: list[str]) -> None:

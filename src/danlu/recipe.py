@@ -212,7 +212,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: in quotes what it would take for a number, and a text of several lines on one."""
 
     def text(self, value: str) -> yaml.ScalarNode:
-        style = '"' if len(value.splitlines()) > 1 or value.endswith("\n") else None
+        style = '"' if value.splitlines() not in ([], [value]) else None
         return self.represent_scalar("tag:yaml.org,2002:str", value, style)
 
 
@@ -237,7 +237,7 @@ def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str
 
 
 def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Set one dotted key in place."""
+    """Set one dotted key in place; give the path of what was not there before, or was something else."""
     key, equals, text = override.partition("=")
     path = tuple(key.split("."))
     if not equals or not all(path):
@@ -246,17 +246,19 @@ def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         value = text
-    here = raw
+    here, anew = raw, path
     for depth, part in enumerate(path[:-1]):
         below = here.get(part)
         if isinstance(below, str):  # the short form of a named part
             below = {
                 "path" if path[:depth] == () and part == "model" and not _is_architecture(below) else "name": below
             }
+        if not isinstance(below, Mapping):
+            anew = min(anew, path[: depth + 1], key=len)
         here[part] = dict(below) if isinstance(below, Mapping) else {}
         here = here[part]
     here[path[-1]] = value
-    return path
+    return anew
 
 
 def _interpolated(value: Any) -> Any:
@@ -326,14 +328,14 @@ class _Reader:
         """The value of one field."""
         kind = _kind(info)
         if kind is not None and not isinstance(value, Config):
-            return self.named(kind, value, path)
+            return self.named(kind, value, path, info.get_default(call_default_factory=True))
         annotation = info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel) and not isinstance(value, BaseModel):
             return self.config(annotation, value, path)  # type: ignore[arg-type]
         return value
 
-    def named(self, kind: str, value: Any, path: tuple[str, ...]) -> Config:
-        """One of the exported classes, by its name; a model also by its path."""
+    def named(self, kind: str, value: Any, path: tuple[str, ...], default: Any) -> Config:
+        """One of the exported classes, by its name, or the one it is by default; a model also by its path."""
         if isinstance(value, str):
             value = {"path": value} if kind == "architecture" and not _is_architecture(value) else {"name": value}
         if not isinstance(value, Mapping):
@@ -342,8 +344,10 @@ class _Reader:
             return self.config(HubModel, value, path)
         fields = dict(value)
         if "name" not in fields:
-            known = ", ".join(e.name for e in exported(kind))
-            raise self.fail(path, f"it has no name: which {kind} is it?", f"Known: {known}.")
+            if not isinstance(default, Config):
+                known = ", ".join(e.name for e in exported(kind))
+                raise self.fail(path, f"it does not name its {kind}", f"Known: {known}.")
+            fields["name"] = name_of(type(default))
         name = fields.pop("name")
         try:
             found = lookup(kind, str(name))

@@ -95,7 +95,7 @@ class Checkpoints:
         """
         steps = self.steps()
         if not steps:
-            raise CheckpointError("there is no checkpoint", where=self.folder, do="Start the run anew.")
+            raise CheckpointError("there is no checkpoint", where=self.folder, do="Remove the run and train anew.")
         wanted = steps[-1] if step is None else step
         if wanted not in steps:
             raise CheckpointError(
