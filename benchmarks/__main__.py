@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ NAMES = ("startup", "dropout", "data", "mfu", "throughput")
 def main() -> int:
     """Run, print, save; the status is 1 when a comparison is void or a benchmark failed."""
     names, options = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children and files go, too
     status = 0
     tables: dict[str, results.Table] = {}
     with tempfile.TemporaryDirectory(prefix="danlu-benchmarks-") as folder:

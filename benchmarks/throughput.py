@@ -71,7 +71,10 @@ def run(options: Options, scratch: Path) -> list[Table]:
             if not apart <= settings.SAME_LOSS:
                 sound = False
                 notes.append(f"**Void** ({kind}, {precision}): the losses at the first update differ by {apart:.1e}.")
-            rows += [_row(kind, precision, side, found) for side in found]
+            measured = [_row(kind, precision, side, found) for side in found]
+            for row in measured:
+                say("  " + " | ".join(row))
+            rows += measured
             raw[f"{kind} {precision}"] = found
     if not rows:
         raise MissingError("no data")

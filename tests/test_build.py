@@ -103,7 +103,9 @@ def test_a_context_longer_than_the_positions_of_a_hub_model_is_refused(tmp_path:
 
 def test_fp16_is_refused_with_a_reason(tmp_path: Path) -> None:
     found = sentence(UnsupportedError, recipe(tmp_path, precision="fp16"))
-    assert found == "run.precision: fp16 products on a CPU are hundreds of times slower than bf16. Use run.precision=bf16."
+    assert (
+        found == "run.precision: fp16 products on a CPU are hundreds of times slower than bf16. Use run.precision=bf16."
+    )
 
 
 def test_no_model_is_one_sentence(tmp_path: Path) -> None:

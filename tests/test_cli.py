@@ -19,7 +19,7 @@ from danlu import cli
 from danlu.data import Tokenizer
 from danlu.recipe import builtin_recipes, load_recipe
 from danlu.registry import exported, kinds
-from engine.runs import GPT2, QWEN3, flip, lines, recipe, step_folder
+from engine.runs import QWEN3, flip, lines, recipe, step_folder
 
 
 @dataclass(frozen=True)
@@ -375,7 +375,9 @@ def process(*arguments: str | Path, folder: Path) -> Answer:
     """A command in a process of its own."""
     environment = {**os.environ, "DANLU_CACHE": str(folder / "cache"), "COLUMNS": "200"}
     command = [sys.executable, "-W", "error", "-m", "danlu", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment, cwd=folder)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=environment, cwd=folder
+    )
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

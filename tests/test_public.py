@@ -35,7 +35,9 @@ def test_homes_and_the_public_names_agree() -> None:
 
 def test_importing_it_is_light() -> None:
     script = "import sys, danlu; print(*sorted(sys.modules))"
-    loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert "danlu" in loaded
     assert not {"torch", "transformers", "plotly", "numpy", "pydantic", "yaml", "rich", "typer"} & loaded
 

@@ -86,14 +86,24 @@ FAULTS = [
     ("name: qwen3", "name: qwen33", 3, "model.name: no architecture is called 'qwen33'. Did you mean 'qwen3'?"),
     ("  name: qwen3\n", "", 2, "model: it does not name its architecture. Known: .*gpt2.*"),
     ("next_token", "next_tokn", 5, "method.name: no method is called 'next_tokn'. Did you mean 'next_token'?"),
-    ("next_token", "[next_token]", 5, r"method: expected a name \(method\) or a mapping with one, not \['next_token'\]."),
+    (
+        "next_token",
+        "[next_token]",
+        5,
+        r"method: expected a name \(method\) or a mapping with one, not \['next_token'\].",
+    ),
     ("method: next_token", "methd: next_token", 5, "methd: there is no such key. Did you mean 'method'?"),
     ("train: a.txt", "train: 5", 7, "data.train: input should be a valid string, not 5."),
     ("train: a.txt", "trian: a.txt", 7, "data.trian: there is no such key. Did you mean 'train'?"),
     ("  train: a.txt\n", "", 6, "data.train: field required."),
     ("train: a.txt", "{train: a.txt, held_out: 1.5}", 7, None),
     ("train: a.txt", "train: a.txt\n  held_out: 1.5", 8, "data.held_out: input should be less than 1, not 1.5."),
-    ("step_samples: 5", "step_samples: 5\n  step_tokens: 9", 6, "data: a step is so many samples or so many tokens: .*"),
+    (
+        "step_samples: 5",
+        "step_samples: 5\n  step_tokens: 9",
+        6,
+        "data: a step is so many samples or so many tokens: .*",
+    ),
     ("lr: 1e-3", "lr: -1e-3", 12, "optimizer.lr: input should be greater than 0, not -0.001."),
     ("lr: 1e-3", "betas: [0.9, 1.5]", 12, "optimizer.betas.1: input should be less than 1, not 1.5."),
     ("name: adamw", "name: adam", 13, "optimizer.name: no optimizer is called 'adam'. Did you mean 'adamw'?"),
@@ -104,13 +114,33 @@ FAULTS = [
     ("steps: 6", "steps: 6\n  epochs: 2", 16, "run: a run is so many steps or so many epochs: .*exactly one.*"),
     ("  steps: 6", "  seed: 1", 16, "run: a run is so many steps or so many epochs: .*exactly one.*"),
     ("run:\n  steps: 6", "run: 6", 16, "run: expected fields of RunConfig, not 6."),
-    ("steps: 6", "steps: 6\n  precision: int4", 18, "run.precision: input should be 'fp32', 'bf16' or 'fp16', not 'int4'."),
-    ("steps: 6", "steps: 6\n  loggers: [stdout]", 18, "run.loggers.0: input should be 'tensorboard' or 'wandb', not 'stdout'."),
-    ("method: next_token", "method: next_token\nmethod: next_token", 6, r"the recipe is not YAML \(key 'method' is given twice\)."),
+    (
+        "steps: 6",
+        "steps: 6\n  precision: int4",
+        18,
+        "run.precision: input should be 'fp32', 'bf16' or 'fp16', not 'int4'.",
+    ),
+    (
+        "steps: 6",
+        "steps: 6\n  loggers: [stdout]",
+        18,
+        "run.loggers.0: input should be 'tensorboard' or 'wandb', not 'stdout'.",
+    ),
+    (
+        "method: next_token",
+        "method: next_token\nmethod: next_token",
+        6,
+        r"the recipe is not YAML \(key 'method' is given twice\).",
+    ),
     ("lr: 1e-3", "lr: 1e-3\n  lr: 1e-3", 13, r"the recipe is not YAML \(key 'lr' is given twice\)."),
     ("lr: 1e-3", "lr: 1e-3: 5", 12, r"the recipe is not YAML \(mapping values are not allowed here\)."),
     ("lr: 1e-3", "? [lr]\n  : 5", 12, r"the recipe is not YAML \(a key is not a word\)."),
-    ("lr: 1e-3", "lr: !!python/name:os.system", 12, r"the recipe is not YAML \(could not determine a constructor .*\)."),
+    (
+        "lr: 1e-3",
+        "lr: !!python/name:os.system",
+        12,
+        r"the recipe is not YAML \(could not determine a constructor .*\).",
+    ),
     ("lr: 1e-3", "\tlr: 1e-3", 12, r"the recipe is not YAML \(.*\)."),
 ]
 
@@ -206,7 +236,14 @@ def test_overrides_leave_a_dictionary_as_it_was() -> None:
 
 
 def test_numbers_are_read_as_people_write_them(file: Path) -> None:
-    for written, value in (("1e-3", 1e-3), ("5E-4", 5e-4), ("1.e-3", 1e-3), (".5e-2", 5e-3), ("1_0e-4", 1e-3), ("0.1", 0.1)):
+    for written, value in (
+        ("1e-3", 1e-3),
+        ("5E-4", 5e-4),
+        ("1.e-3", 1e-3),
+        (".5e-2", 5e-3),
+        ("1_0e-4", 1e-3),
+        ("0.1", 0.1),
+    ):
         assert load_recipe(file, [f"optimizer.lr={written}"]).optimizer.lr == value
     for written in ("e3", "1e", "x1e3", "1e3x"):
         assert load_recipe(file, [f"run.out={written}"]).run.out == written
@@ -245,7 +282,11 @@ MODELS = st.one_of(
     st.builds(lambda path: {"path": path}, WORDS),
     st.builds(lambda n, p: {"name": "gpt2", "n_layer": n, "embd_pdrop": p}, st.integers(1, 9), st.floats(0, 0.9)),
     st.builds(
-        lambda name, theta: {"name": name, "rope_theta": theta, "rope_scaling": {"rope_type": "linear", "factor": theta}},
+        lambda name, theta: {
+            "name": name,
+            "rope_theta": theta,
+            "rope_scaling": {"rope_type": "linear", "factor": theta},
+        },
         st.sampled_from(["llama", "qwen2", "qwen3"]),
         st.floats(1e-3, 1e12),
     ),
@@ -256,8 +297,15 @@ MODELS = st.one_of(
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any recipe."""
     run: dict[str, Any] = {draw(st.sampled_from(["steps", "epochs"])): draw(st.integers(1, 9))}
-    run |= {"out": draw(st.none() | WORDS), "prompts": draw(st.lists(WORDS, max_size=3)), "compile": draw(st.booleans())}
-    run |= {"precision": draw(st.sampled_from(["fp32", "bf16", "fp16"])), "loggers": draw(st.sampled_from([[], ["wandb"]]))}
+    run |= {
+        "out": draw(st.none() | WORDS),
+        "prompts": draw(st.lists(WORDS, max_size=3)),
+        "compile": draw(st.booleans()),
+    }
+    run |= {
+        "precision": draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+        "loggers": draw(st.sampled_from([[], ["wandb"]])),
+    }
     data = {"train": draw(WORDS | st.lists(WORDS, min_size=1, max_size=3)), "context": draw(st.integers(1, 64))}
     data |= {draw(st.sampled_from(["step_samples", "step_tokens"])): 3, "field": draw(WORDS)}
     data |= {"held_out": draw(st.none() | st.floats(0.01, 0.99) | WORDS | st.lists(WORDS, min_size=1, max_size=2))}

@@ -150,7 +150,9 @@ class Full:
         self.limit.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize(("size", "what"), [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "metrics")])
+@pytest.mark.parametrize(
+    ("size", "what"), [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "metrics")]
+)
 def test_a_disk_that_fills_up_ends_the_run_with_the_checkpoint_before(tmp_path: Path, size: int, what: str) -> None:
     made = recipe(tmp_path, QWEN3, eval_every=4, checkpoint_every=4)
     with pytest.raises(RunError, match=what) as caught:
@@ -188,8 +190,12 @@ def test_no_file_of_a_run_is_a_pickle_and_nothing_reads_one(tmp_path: Path) -> N
     files = [file for file in run.rglob("*") if file.is_file()]
     assert len(files) > 12
     for file in files:
-        assert not file.read_bytes().startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")), file
+        assert not file.read_bytes().startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")), (
+            file
+        )
     source = Path(danlu.__file__).parent
     for file in source.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"\btorch\.(load|save)\b|^\s*(import|from) (pickle|dill|joblib|shelve)\b|\bpickle\.", text, re.M), file
+        assert not re.search(
+            r"\btorch\.(load|save)\b|^\s*(import|from) (pickle|dill|joblib|shelve)\b|\bpickle\.", text, re.M
+        ), file

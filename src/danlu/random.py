@@ -79,9 +79,39 @@ def mix32(x: Int[Tensor, ...]) -> Int[Tensor, ...]:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
+@torch.library.custom_op("danlu::golden_multiples", mutates_args=())
+def golden_multiples(num: int, device: torch.device) -> Tensor:
+    """The multiples 0 to num - 1 of 0x9E3779B9, the golden ratio, as int32.
+
+    Read from memory also where it is compiled: as a loop's counter times a constant it would overflow, and a C++ compiler may
+    take such a loop for one that ends sooner and leave the rest of a row unwritten.
+    """
+    return (torch.arange(num, device=device) * -0x61C88647).to(torch.int32)
+
+
+@golden_multiples.register_fake
+def _(num: int, device: torch.device) -> Tensor:
+    return torch.empty(num, dtype=torch.int32, device=device)
+
+
+@torch.library.custom_op("danlu::drop_threshold", mutates_args=())
+def drop_threshold(p: float, device: torch.device) -> Tensor:
+    """The int32 below which a fraction `p` of all values lies.
+
+    A tensor also where it is compiled: as a constant of the graph it would stay what it was for another p when the graph is
+    taken from the compiler's cache.
+    """
+    return torch.tensor(min(round(p * 2**32), 2**32 - 1) - 2**31, dtype=torch.int32, device=device)
+
+
+@drop_threshold.register_fake
+def _(p: float, device: torch.device) -> Tensor:
+    return torch.empty((), dtype=torch.int32, device=device)
+
+
 def bits(keys: Int[Tensor, ...], place: Int[Tensor, ""] | int, num: int) -> Int[Tensor, "... num"]:
     """`num` int32 values a key, uniform over all 2**32, for one place in the network."""
-    column = torch.arange(num, dtype=torch.int32, device=keys.device) * -0x61C88647  # 0x9E3779B9, the golden ratio
+    column = golden_multiples(num, keys.device)
     return mix32(mix32(keys ^ place)[..., None] + column)
 
 
@@ -96,16 +126,11 @@ def normal(keys: Int[Tensor, ...], place: Int[Tensor, ""] | int, num: int) -> Fl
     return (-2 * u[..., :num].log()).sqrt() * (2 * torch.pi * u[..., num:]).cos()
 
 
-def drop_threshold(p: float) -> int:
-    """The int32 below which a fraction `p` of all values lies."""
-    return min(round(p * 2**32), 2**32 - 1) - 2**31
-
-
 def dropout(
     x: Float[Tensor, "T D"], keys: Int[Tensor, " T"], place: Int[Tensor, ""] | int, p: float
 ) -> Float[Tensor, "T D"]:
     """Zero a fraction `p` of x, scale the rest by 1 / (1 - p); the same elements for the same keys and place."""
-    kept = bits(keys, place, x.shape[-1]) >= drop_threshold(p)
+    kept = bits(keys, place, x.shape[-1]) >= drop_threshold(p, x.device)
     return torch.where(kept, x * (1 / (1 - p)), 0)
 
 

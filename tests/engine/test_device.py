@@ -37,7 +37,9 @@ def test_a_device_that_is_not_there_is_one_sentence(wanted: str) -> None:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if found is not None and found.type == wanted:
         pytest.skip(f"this machine has {wanted}")
-    with pytest.raises(UnsupportedError, match=rf"run\.device: there is no device '{wanted}' here\. Use run\.device=auto"):
+    with pytest.raises(
+        UnsupportedError, match=rf"run\.device: there is no device '{wanted}' here\. Use run\.device=auto"
+    ):
         Device.choose(wanted, None)
 
 

@@ -130,5 +130,10 @@ def test_weights_and_biases_gets_rows_and_the_recipe(tmp_path: Path, monkeypatch
     listener.metrics({"step": 2, "loss": 0.5})
     listener.event({"kind": "start"})
     listener.close()
-    assert told[0] == {"project": "danlu", "name": "run-1", "dir": str(tmp_path / "run-1"), "config": {"run": {"steps": 3}}}
+    assert told[0] == {
+        "project": "danlu",
+        "name": "run-1",
+        "dir": str(tmp_path / "run-1"),
+        "config": {"run": {"steps": 3}},
+    }
     assert told[1:] == [(2, 0.5), "finished"]

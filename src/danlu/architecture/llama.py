@@ -36,7 +36,6 @@ from danlu.parts.readout import Head, Readout
 from danlu.parts.rope import Rotary, rotate
 from danlu.registry import export
 
-
 _FULL_LAYERS = 28
 """What the hub takes for `max_window_layers` where a config does not say."""
 

@@ -49,7 +49,7 @@ def keep_scale(
     """0 where a probability is dropped, 1 / (1 - p) elsewhere."""
     by_head = bits(query_keys, place, num_heads).T  # [H, q]
     drawn = mix32(by_head[:, :, None] ^ mix32(key_keys))
-    return (drawn >= drop_threshold(p)).float() / (1 - p)
+    return (drawn >= drop_threshold(p, query_keys.device)).float() / (1 - p)
 
 
 class Backend(Protocol):

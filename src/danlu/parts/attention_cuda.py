@@ -174,7 +174,7 @@ def _compiled_flex() -> Callable[..., Any]:
 def dropping(dropout: AttentionDropout, num_heads: int) -> Modifier:
     """Scores set to -inf where `danlu.parts.attention.keep_scale` is 0."""
     by_head, by_key = bits(dropout.query_keys, dropout.place, num_heads), mix32(dropout.key_keys)
-    threshold = drop_threshold(dropout.p)
+    threshold = drop_threshold(dropout.p, dropout.query_keys.device)
 
     def modify(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         drawn = mix32(by_head[query, head] ^ by_key[key])
