@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from danlu.opaque import drop_threshold
 from danlu.packed import Packed
 from danlu.parts.attention import keep_scale
 from danlu.random import (
     bits,
-    drop_threshold,
     dropout,
     fold,
     mix32,

@@ -29,4 +29,8 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(
     fused = danlu.train(made, "run.compile=true", f"run.out={tmp_path / 'fused'}").path
     for found, expected in zip(rows(fused), rows(plain), strict=True):
         for metric in ("loss", "grad_norm", "held_out_loss"):
-            assert found.get(metric, 0) == pytest.approx(expected.get(metric, 0), abs=1e-4), (name, found["step"], metric)
+            assert found.get(metric, 0) == pytest.approx(expected.get(metric, 0), abs=1e-4), (
+                name,
+                found["step"],
+                metric,
+            )

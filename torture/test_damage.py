@@ -29,7 +29,9 @@ def test_every_flipped_bit_is_found_and_named(run: Path) -> None:
     saved = danlu.engine.checkpoint.Checkpoints(run / "checkpoints")
     files = sorted(folder.iterdir())
     small = [(f, i, i % 8) for f in files if f.suffix == ".json" for i in range(f.stat().st_size)]
-    some = [(f, randomness.randrange(f.stat().st_size), randomness.randrange(8)) for f in files for _ in range(FLIPS // 4)]
+    some = [
+        (f, randomness.randrange(f.stat().st_size), randomness.randrange(8)) for f in files for _ in range(FLIPS // 4)
+    ]
     for file, offset, bit in [*small, *some]:
         flip(file, offset, bit)
         with pytest.raises(CheckpointError) as caught:

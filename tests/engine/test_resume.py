@@ -70,7 +70,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 def test_a_run_that_ends_anywhere_and_goes_on_is_the_run_that_did_not(
     tmp_path: Path, case: str, ends: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ended after metrics were written and before the checkpoint that follows them; with no checkpoint since some steps."""
+    """Ended after metrics were written and before the checkpoint that follows them."""
     monkeypatch.setattr("danlu.engine.device._measured_peak", lambda *_: 1e12)
     model, data, run = CASES[case]
 

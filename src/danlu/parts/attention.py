@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from danlu.random import bits, drop_threshold, mix32
+from danlu.opaque import drop_threshold
+from danlu.random import bits, mix32
 from danlu.sight import Sight
 
 

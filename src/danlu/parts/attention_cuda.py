@@ -32,8 +32,9 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from danlu.errors import UnsupportedError
+from danlu.opaque import drop_threshold
 from danlu.parts.attention import AttentionDropout, attend_reference
-from danlu.random import bits, drop_threshold, mix32
+from danlu.random import bits, mix32
 from danlu.sight import ANYWHERE, Sight
 
 BLOCK_ROWS = 128
