@@ -18,19 +18,22 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of compiled code for all of them, empty at first: what one leaves there is offered to the next."""
+    return tmp_path_factory.mktemp("inductor")
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 @pytest.mark.parametrize("name", MODELS)
 def test_a_compiled_run_has_the_losses_of_a_plain_one(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compiled_code: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an empty cache of compiled code for all of them together, so that one's code may be offered to the next."""
-    made = recipe(tmp_path, MODELS[name], steps=4, eval_every=2)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled_code))
+    made = recipe(tmp_path, MODELS[name], steps=8, eval_every=2)
     plain = danlu.train(made).path
     fused = danlu.train(made, "run.compile=true", f"run.out={tmp_path / 'fused'}").path
     for found, expected in zip(rows(fused), rows(plain), strict=True):
         for metric in ("loss", "grad_norm", "held_out_loss"):
-            assert found.get(metric, 0) == pytest.approx(expected.get(metric, 0), abs=1e-4), (
-                name,
-                found["step"],
-                metric,
-            )
+            where = f"{metric} of step {found['step']}"
+            assert found.get(metric, 0) == pytest.approx(expected.get(metric, 0), abs=1e-4), where
