@@ -126,7 +126,6 @@ def test_prompts_are_continued_the_same_each_time(tmp_path: Path) -> None:
     parts.updater().gradient(step, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="found while measuring for the first time, when the run's directory is there")
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     made = recipe(tmp_path, GPT2, prompts=["the furnace"], prompt_tokens=100)
     with pytest.raises(DanluError):

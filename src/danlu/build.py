@@ -18,7 +18,7 @@ from danlu.engine.loop import Loop, Plan
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, UnsupportedError
-from danlu.generate import Sampling, complete
+from danlu.generate import Sampling, complete, generate
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe
 
@@ -118,16 +118,24 @@ class Experiment:
 
     def continuations(self) -> Iterable[tuple[str, str]]:
         """The recipe's prompts, and what the model makes of them now."""
-        run, tokenizer = self.recipe.run, self.data.tokenizer
-        if not run.prompts:
-            return []
+        tokenizer = self.data.tokenizer
+        stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        written = complete(self.policy, *self._prompts(), stop=stop)
+        return [(p, tokenizer.decode(e.tokens)) for p, e in zip(self.recipe.run.prompts, written, strict=True)]
 
-        sampling = Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
+    def check_prompts(self) -> None:
+        """Refuse, before anything runs, prompts that could not be continued.
+
+        Raises:
+            RecipeError, UnsupportedError: as `danlu.generate.generate` does.
+        """
+        generate(self.policy, *self._prompts())
+
+    def _prompts(self) -> tuple[list[list[int]], Sampling]:
+        run, tokenizer = self.recipe.run, self.data.tokenizer
         first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
-        stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        endings = complete(self.policy, prompts, sampling, stop=stop)
-        return [(prompt, tokenizer.decode(e.tokens)) for prompt, e in zip(run.prompts, endings, strict=True)]
+        return prompts, Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
 
     def export(self, directory: Path) -> None:
         """Write the model and its tokenizer in hub format."""
@@ -159,7 +167,9 @@ def assemble(recipe: Recipe) -> Experiment:
         recipe.model.initialize(policy, recipe.run.seed)
     _check_fit(recipe, policy.config, data)
     prepare(policy, device, precision, compiled=recipe.run.compile)
-    return Experiment(recipe, device, data, policy)
+    experiment = Experiment(recipe, device, data, policy)
+    experiment.check_prompts()
+    return experiment
 
 
 def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, compiled: bool) -> None:
