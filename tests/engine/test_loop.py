@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import danlu
+from danlu.engine.update import Updater
 from danlu.errors import RunError
 
 from .runs import (
@@ -128,6 +129,18 @@ def test_the_best_is_found_anew_when_a_run_is_taken_up_from_an_earlier_step(tmp_
     assert losses[12] > losses[8]
     assert steps(run) == list(range(13))
     assert (checkpoints(run), pointed(run, "best"), pointed(run, "last")) == ([8, 10, 12], 8, 12)
+
+
+def test_a_best_that_gave_way_to_one_that_is_undone_is_best_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([9.0, 1.0, 3.0, 3.0, 3.0, 0.5, 2.0])  # at steps 0, 2 .. 12: the checkpoint of 2 goes when 10 is better
+    monkeypatch.setattr(Updater, "measure", lambda *_: {"loss": next(told)})
+    run = danlu.train(recipe(tmp_path, eval_every=2, keep_checkpoints=3)).path
+    assert (checkpoints(run), pointed(run, "best")) == ([8, 10, 12], 10)
+    told = iter([2.5, 2.0])
+    danlu.resume(run, step=8)
+    assert (checkpoints(run), pointed(run, "best")) == ([8, 10, 12], 12)
 
 
 def test_without_held_out_data_there_is_no_best(tmp_path: Path) -> None:
