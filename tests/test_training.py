@@ -151,7 +151,7 @@ class Full:
 
 
 @pytest.mark.parametrize(
-    ("size", "what"), [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "metrics")]
+    ("size", "what"), [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "metrics"), (500, "metrics")]
 )
 def test_a_disk_that_fills_up_ends_the_run_with_the_checkpoint_before(tmp_path: Path, size: int, what: str) -> None:
     made = recipe(tmp_path, QWEN3, eval_every=4, checkpoint_every=4)
