@@ -126,11 +126,18 @@ def _run_directory(recipe: Recipe, source: object) -> Path:
     return run
 
 
+def _write_recipe(run: Path, recipe: Recipe) -> None:
+    """Write down what the run is, whole or not at all."""
+    unfinished = run / f".{_RECIPE}"
+    unfinished.write_text(to_yaml(dump_recipe(recipe)), encoding="utf-8")
+    unfinished.replace(run / _RECIPE)
+
+
 def _begin(run: Path, experiment: Experiment) -> None:
     """Write down what the run is."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / _RECIPE).write_text(to_yaml(dump_recipe(experiment.recipe)), encoding="utf-8")
+        _write_recipe(run, experiment.recipe)
         (run / "versions.json").write_text(json.dumps(_versions(experiment), indent=1))
     except OSError as error:
         shutil.rmtree(run, ignore_errors=True)
@@ -160,6 +167,7 @@ def _carry_out(
             loop.restore(snapshot)
             loop.checkpoints.forget_after(snapshot.step, loop.progress.best_step)
             recorder.cut_back(snapshot.step)
+            _write_recipe(run, recipe)  # an override holds for later resumes, too
             recorder.event("resume", step=snapshot.step, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)
