@@ -163,13 +163,17 @@ def _profile_table(precision: str, found: Facts) -> Table:
 
 def _prepare(recipe: dict[str, Any], updates: int) -> tuple[Experiment, Updater, dict[str, Any]]:
     from danlu.build import assemble
+    from danlu.data import Collection
     from danlu.recipe import load_recipe
 
     experiment = assemble(load_recipe(recipe))
     updater = experiment.updater()
     group = experiment.recipe.method.group
-    filled = [[group(s) for s in pack] for pack in _full_packs(experiment.data.train, updates)]
-    whole = [[group(_joined(pack))] for pack in _full_packs(experiment.data.train, updates)]
+    collection = experiment.data.train
+    assert isinstance(collection, Collection)
+    corpus = collection.whole()
+    filled = [[group(s) for s in pack] for pack in _full_packs(corpus, updates)]
+    whole = [[group(_joined(pack))] for pack in _full_packs(corpus, updates)]
     return experiment, updater, {DOCUMENTS: iter(filled), DOCUMENT: iter(whole)}
 
 
@@ -223,7 +227,7 @@ def _products(experiment: Experiment) -> Counter[Product]:
 
     policy = experiment.policy
     head, vocabulary = policy.get_parameter("embed_tokens.weight"), policy.config.vocabulary
-    rows = min(chunk_rows(vocabulary), PACK_TOKENS)
+    rows = min(chunk_rows(vocabulary, policy.compute_dtype), PACK_TOKENS)
     weights = [(p, PACK_TOKENS, 1) for block in policy.blocks for p in block.parameters() if p.dim() == 2]
     found: Counter[Product] = Counter()
     for weight, tokens, times in (*weights, (head, rows, PACK_TOKENS // rows)):

@@ -78,6 +78,13 @@ SAME_LOSS = 1e-3
 """How far the two sides' losses at the first step may be apart; further, and they do not compute the same."""
 MFU = {"fp32": Target(least=0.80), "bf16": Target(least=0.60)}
 DATA_SPEED_UP = Target(least=1.2)
+SFT_SPEED_UP = {
+    ("danlu, compiled", "SFTTrainer, packing"): Target(least=2.5),
+    ("danlu, compiled", "SFTTrainer, padded"): Target(least=3.0),
+    ("danlu, bridge", "SFTTrainer, packing"): Target(least=2.0),
+}
+"""Real tokens a second of one side over another's."""
+FIRST_STEP_SECONDS = Target(most=20.0)
 STARTUP_SECONDS = Target(most=0.3)
 
 

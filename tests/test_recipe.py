@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from danlu.commented import commented_recipe
 from danlu.config import Config
 from danlu.errors import RecipeError
-from danlu.recipe import HubModel, Recipe, builtin_recipes, dump_recipe, load_recipe, recipe_text, to_yaml
+from danlu.recipe import HubModel, Recipe, builtin_recipes, dump_recipe, load_recipe, recipe_text
 from danlu.registry import exported, lookup
+from danlu.yaml_text import to_yaml
 
 PLAIN: dict[str, Any] = {
     "model": {"name": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2},

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from danlu.architecture.hub import load_hub, save_hub
+from danlu.architecture.checkpoint import load_model, save_model
 from danlu.contracts import ArchitectureConfig, Batch, SequenceModel
-from danlu.data import CorpusSource, Data, Tokenizer, build_data
+from danlu.data import Data, DataSource, Tokenizer, build_data
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
@@ -19,6 +19,7 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, UnsupportedError
 from danlu.generate import Sampling, complete, generate
+from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe
 
@@ -34,45 +35,48 @@ class Experiment:
         recipe: resolved: what it left open is filled in.
         device: where.
         data: what it learns from.
+        source: what samples are drawn from.
         policy: the model that is trained.
     """
 
     recipe: Recipe
     device: Device
     data: Data
+    source: DataSource
     policy: SequenceModel
 
     @property
-    def epoch_samples(self) -> int:
-        """Samples of one pass over the data."""
-        return len(self.data.train)
+    def steps(self) -> int:
+        """Updates of the run; about so many, where it is so many epochs: what has been read tells of the rest."""
+        run, data, (samples, targets) = self.recipe.run, self.recipe.data, self.data.train.expected
+        if run.epochs is None:
+            return run.steps or 0
+        step, whole = (data.step_samples, samples) if data.step_samples else (data.step_tokens or 1, targets)
+        epochs = max(1, math.ceil(run.epochs * whole / step))
+        return epochs if run.steps is None else min(run.steps, epochs)
 
     @property
-    def steps(self) -> int:
-        """Updates of the run; about so many, where it is so many epochs of steps counted in tokens."""
-        run, data = self.recipe.run, self.recipe.data
-        if run.steps is not None:
-            return run.steps
-        samples = self.epoch_samples * (run.epochs or 1)
-        if data.step_samples is not None:
-            return math.ceil(samples / data.step_samples)
-        tokens = int(self.data.train.lengths.sum()) * (run.epochs or 1)
-        return math.ceil(tokens / (data.step_tokens or 1))
+    def notes(self) -> tuple[str, ...]:
+        """What one should know of the model: what of a checkpoint's own settings is not done here."""
+        return self.policy.notes
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self.data.train.close()
 
     def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
         every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
-        samples = self.epoch_samples * settings.epochs if settings.epochs else None
         return Loop(
             updater=self.updater(),
-            source=self.source(),
+            source=self.source,
             held_out=None if self.data.held_out is None else self.held_out,
             schedule=recipe.optimizer.schedule,
             device=self.device,
             plan=Plan(
                 steps=settings.steps,
-                samples=samples,
+                epochs=settings.epochs,
                 eval_every=every,
                 checkpoint_every=settings.checkpoint_every or every,
                 keep_checkpoints=settings.keep_checkpoints,
@@ -96,18 +100,6 @@ class Experiment:
             pack_tokens=recipe.run.pack_tokens,
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
-        )
-
-    def source(self) -> CorpusSource:
-        """What samples are drawn from."""
-        data, run = self.recipe.data, self.recipe.run
-        return CorpusSource(
-            self.data.train,
-            seed=run.seed,
-            step_samples=data.step_samples,
-            step_tokens=data.step_tokens,
-            shuffle=data.shuffle,
-            epochs=run.epochs,
         )
 
     def held_out(self) -> Iterator[Batch]:
@@ -142,7 +134,7 @@ class Experiment:
         model, tokenizer = self.recipe.model, self.data.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         like, settings = (model.path, {}) if isinstance(model, HubModel) else (None, ids)
-        save_hub(self.policy, directory, like=like, settings=settings)
+        save_model(self.policy, directory, like=like, settings=settings)
         tokenizer.save(directory)
 
 
@@ -155,21 +147,28 @@ def assemble(recipe: Recipe) -> Experiment:
     device = Device.choose(recipe.run.device, recipe.run.threads)
     precision = _precision(recipe, device)
     if isinstance(recipe.model, HubModel):
-        policy, tokenizer = load_hub(recipe.model.path), None
-        if recipe.data.tokenizer is None:
-            tokenizer = Tokenizer.load(recipe.model.path)
-        data = build_data(recipe.data, recipe.run.seed, tokenizer)
+        policy = load_model(**recipe.model.model_dump(exclude={"path"}), directory=recipe.model.path)
+        data = build_data(recipe.data, recipe.run.seed, model_tokenizer(recipe))
     else:
         data = build_data(recipe.data, recipe.run.seed)
         recipe = recipe.model_copy(update={"model": _with_vocabulary(recipe.model, data.tokenizer)})
         assert isinstance(recipe.model, ArchitectureConfig)
         policy = recipe.model.build()
         recipe.model.initialize(policy, recipe.run.seed)
+    source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
+    source.exhausted  # noqa: B018 - reads what comes first, so that faults there are told before anything is written
     _check_fit(recipe, policy.config, data)
     prepare(policy, device, precision, compiled=recipe.run.compile)
-    experiment = Experiment(recipe, device, data, policy)
+    experiment = Experiment(recipe, device, data, source, policy)
     experiment.check_prompts()
     return experiment
+
+
+def model_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of the checkpoint that a recipe starts from, unless it names another."""
+    if isinstance(recipe.model, HubModel) and recipe.data.tokenizer is None:
+        return Tokenizer.load(recipe.model.path)
+    return None
 
 
 def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, compiled: bool) -> None:
@@ -181,8 +180,8 @@ def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, com
         if place is not None:
             place.fill_(place_key(name))
     if compiled:
-        for block in model.blocks:
-            block.compile(dynamic=True)
+        for part in (*model.blocks, *(m for m in model.children() if isinstance(m, RMSNorm | LayerNorm))):
+            part.compile(dynamic=True)
 
 
 def _precision(recipe: Recipe, device: Device) -> torch.dtype:
@@ -210,11 +209,10 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
         DataError: when a token has no embedding.
         RecipeError: when a sample is longer than the model's positions.
     """
-    corpora = [data.train] + ([data.held_out] if data.held_out is not None else [])
-    largest = max(corpus.max_token for corpus in corpora)
-    if largest >= config.vocabulary:
+    data.train.bound_tokens(config.vocabulary)
+    if data.held_out is not None and data.held_out.max_token >= config.vocabulary:
         raise DataError(
-            f"the data hold token {largest}, and the model's last is {config.vocabulary - 1}",
+            f"the data hold token {data.held_out.max_token}, and the model's last is {config.vocabulary - 1}",
             where=recipe.data.tokenizer or "data.tokenizer",
             do="Use the model's own tokenizer, or raise model.vocab_size.",
         )

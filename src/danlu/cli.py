@@ -19,6 +19,8 @@ app = typer.Typer(
 
 _RECIPE = typer.Argument(metavar="RECIPE", help="A recipe's path, or a built-in name (danlu list recipes).")
 _OVERRIDES = typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as run.steps=100.", show_default=False)
+_MODEL = typer.Argument(metavar="MODEL", help="A directory in the hub's format, as RUN/final.")
+_EVALUATION = typer.Argument(metavar="[KEY=VALUE]...", help="As data.eval=FILE tasks=loss,gsm8k.", show_default=False)
 _RUN = typer.Argument(metavar="RUN", help="A run's directory.")
 
 
@@ -79,7 +81,7 @@ def report(run: Annotated[str, _RUN]) -> None:
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory in the hub's format, as RUN/final.")],
+    model: Annotated[str, _MODEL],
     prompt: Annotated[
         list[str], typer.Option("--prompt", "-p", help="A text to continue; may be given several times.")
     ],
@@ -100,6 +102,68 @@ def generate(
         typer.echo(
             f"{start}{text}" if sys.stdout.isatty() else json.dumps({"prompt": start, "text": text}, ensure_ascii=False)
         )
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, _RECIPE],
+    overrides: Annotated[list[str] | None, _OVERRIDES] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Look at so many rows; at all by default.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write what was found as a page, too.")] = None,
+) -> None:
+    """Look at a recipe's data: what would be learned, and what is wrong with it."""
+    from pathlib import Path
+
+    from danlu.checking import check as examine
+    from danlu.insight.doctor import show, write_html
+
+    diagnosis = examine(recipe, *(overrides or []), rows=rows)
+    show(diagnosis)
+    if html is not None:
+        typer.echo(write_html(diagnosis, Path(html)), err=True)
+    if diagnosis.worst == "error":
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def eval_(
+    model: Annotated[str, _MODEL],
+    overrides: Annotated[list[str] | None, _EVALUATION] = None,
+    lm_eval: Annotated[str, typer.Option(help="Tasks of lm-eval to run, too, as arc_easy,hellaswag.")] = "",
+    out: Annotated[str | None, typer.Option(help="Write all of it as JSON, a record a sample.")] = None,
+) -> None:
+    """Measure a model: loss, perplexity, bits per byte, accuracy; answers; tasks of lm-eval."""
+    from danlu.eval_terminal import evaluate_model
+
+    evaluate_model(model, overrides or [], lm_eval=[task for task in lm_eval.split(",") if task], out=out)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, _MODEL],
+    template: Annotated[str | None, typer.Option(help="chatml or a .jinja file; the model's own by default.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.7,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Only the likeliest that have this share.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
+) -> None:
+    """Talk with a model, by the template it was trained with."""
+    from danlu.chat_terminal import chat as talk
+
+    talk(
+        model,
+        template=template,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
 
 
 @app.command("list")

@@ -6,8 +6,9 @@ import textwrap
 from typing import Any
 
 from danlu.config import Config
-from danlu.recipe import HubModel, dump_recipe, load_recipe, to_yaml
+from danlu.recipe import HubModel, dump_recipe, load_recipe
 from danlu.registry import exported
+from danlu.yaml_text import to_yaml
 
 _WIDTH = 100
 

@@ -78,10 +78,12 @@ class SequenceModel(nn.Module, ABC):
     Attributes:
         config: the fields it was built from.
         compute_dtype: the precision of activations and products; parameters keep their own.
+        notes: what one who trains it should know, a sentence each.
     """
 
     config: ArchitectureConfig
     compute_dtype: torch.dtype = torch.float32
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, packed: Packed, readouts: Sequence[Any], memory: Memory | None = None) -> tuple[Any, ...]:
@@ -178,6 +180,7 @@ class Sample(Protocol):
     Attributes:
         id: which one it is; randomness is keyed by it.
         tokens: the inputs and, one further, the targets: n + 1 ids.
+        weights: how much each target counts, n of them (float32); None is one for all.
         num_bytes: the bytes of text its targets stand for.
         origin: where it comes from, "file:line".
     """
@@ -189,6 +192,11 @@ class Sample(Protocol):
 
     @property
     def tokens(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def weights(self) -> Any:
         """See the class."""
         ...
 
@@ -234,6 +242,11 @@ class Source(Protocol):
 
     def draw(self) -> Sequence[Any]:
         """The samples of the next update; none when there are no more."""
+        ...
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data so far, the unfinished one by its share."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,15 +7,12 @@ classes one by one, so that each fault is named by its place: the file's line, o
 from __future__ import annotations
 
 import copy
-import math
-import re
 import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -26,6 +23,7 @@ from danlu.data import DataConfig
 from danlu.engine.optimizer import AdamW, OptimizerConfig
 from danlu.errors import RecipeError, did_you_mean
 from danlu.registry import exported, lookup, name_of
+from danlu.yaml_text import parse_value, parse_yaml
 
 
 class HubModel(Config):
@@ -33,6 +31,10 @@ class HubModel(Config):
 
     path: str
     """Its directory: config.json, safetensors, tokenizer files."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the checkpoint may run."""
+    bridge: bool = False
+    """Run the code of `transformers` even where the architecture is one of ours."""
 
 
 class RunConfig(Config):
@@ -41,9 +43,9 @@ class RunConfig(Config):
     out: str | None = None
     """The run's directory, which must not exist; runs/NAME-TIME by default."""
     steps: int | None = Field(None, ge=1)
-    """Updates; this or `epochs`."""
+    """Updates, at most."""
     epochs: int | None = Field(None, ge=1)
-    """Passes over the data; this or `steps`."""
+    """Passes over the data, at most; the run ends at the bound it comes to first."""
     seed: int = Field(0, ge=0)
     """Everything random follows from it."""
     device: str = "auto"
@@ -70,9 +72,9 @@ class RunConfig(Config):
     """Where metrics go beside metrics.jsonl."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("a run is so many steps or so many epochs: set exactly one of steps and epochs")
+    def _bounded(self) -> Self:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("a run is so many steps or so many epochs: set steps, epochs or both")
         return self
 
 
@@ -147,13 +149,13 @@ def load_recipe(
         lines: dict[tuple[str, ...], int] = {}
     else:
         name = str(source)
-        raw, lines = _parse_yaml(recipe_text(name), name)
+        raw, lines = parse_yaml(recipe_text(name), name)
     places = {path: f"{name}:{line}" for path, line in lines.items()}
     for override in overrides:
-        path = _override(raw, override)
+        path = set_override(raw, override)
         places = {place: line for place, line in places.items() if place[: len(path)] != path}
         places[path] = f"override {override}"
-    return _Reader(places, name).recipe(_interpolated(raw) if interpolate else raw)
+    return Reader(places, name).recipe(_interpolated(raw) if interpolate else raw)
 
 
 def dump_recipe(recipe: Config) -> dict[str, Any]:
@@ -169,83 +171,13 @@ def dump_recipe(recipe: Config) -> dict[str, Any]:
     return out
 
 
-def to_yaml(value: Any, *, flow: bool = False) -> str:
-    """Plain data as YAML that `load_recipe` reads back to equal data; with `flow`, on one line."""
-    width = math.inf if flow else None
-    text: str = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width
-    )
-    return text.removesuffix("...\n")
-
-
-def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    try:
-        node, raw = yaml.compose(text, Loader=_Loader), yaml.load(text, Loader=_Loader)
-        lines = _lines(node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = name if mark is None else f"{name}:{mark.line + 1}"
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise RecipeError(f"the recipe is not YAML ({reason})", where=where) from None
-    except RecursionError:
-        raise RecipeError("the recipe is nested too deeply", where=name) from None
-    if not isinstance(raw, dict):
-        raise RecipeError("a recipe is a mapping of nouns: " + ", ".join(Recipe.model_fields), where=name)
-    return raw, lines
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with numbers as people write them (1e-3) and no key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: in quotes what it would take for a number, and a text of several lines on one."""
-
-    def text(self, value: str) -> yaml.ScalarNode:
-        style = '"' if value.splitlines() not in ([], [value]) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", value, style)
-
-
-_Dumper.add_representer(str, _Dumper.text)
-for _kind_of_yaml in (_Loader, _Dumper):
-    _kind_of_yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-
-
-def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
-    if not isinstance(node, yaml.MappingNode):
-        return {}
-    found = {}
-    for key, value in node.value:
-        here = (*path, str(key.value))
-        found[here] = key.start_mark.line + 1
-        found.update(_lines(value, here))
-    return found
-
-
-def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+def set_override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     """Set one dotted key in place; give the path of what was not there before, or was something else."""
     key, equals, text = override.partition("=")
     path = tuple(key.split("."))
     if not equals or not all(path):
         raise RecipeError("an override is key=value", where=f"override {override}", do="For example run.steps=100.")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        value = text
+    value = parse_value(text)
     here, anew = raw, path
     for depth, part in enumerate(path[:-1]):
         below = here.get(part)
@@ -282,6 +214,11 @@ def _kind(info: FieldInfo) -> str | None:
     return next((mark.kind for mark in marks if isinstance(mark, Kind)), None)
 
 
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, at any depth."""
+    return {annotation}.union(*(_types(part) for part in get_args(annotation)))
+
+
 def _plainest(error: ValidationError) -> ErrorDetails:
     """The first field's fault; of a value that may be of several types, what is wrong with it as the one that it is."""
     errors = error.errors()
@@ -289,13 +226,14 @@ def _plainest(error: ValidationError) -> ErrorDetails:
     return next((e for e in same if not e["type"].endswith(("_type", "_parsing"))), errors[0])
 
 
-class _Reader:
+class Reader:
     """Plain data to configs, every fault by its place."""
 
     def __init__(self, places: Mapping[tuple[str, ...], str], name: str) -> None:
         self.places, self.name = places, name
 
     def recipe(self, raw: Mapping[str, Any]) -> Recipe:
+        """All of it."""
         read = self.config(Recipe, raw, ())
         assert isinstance(read, Recipe)
         return read
@@ -321,12 +259,17 @@ class _Reader:
             first = _plainest(error)
             place = (*path, *(str(part) for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int)))
             reason = first["msg"].removeprefix("Value error, ")
-            given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
+            if first["type"] == "missing":
+                name = ".".join(place)
+                raise self.fail(place, "it is not set", f"Write it, or give {name}=... after the recipe.") from None
+            given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
             raise self.fail(place, reason[0].lower() + reason[1:] + given) from None
 
     def part(self, info: FieldInfo, value: Any, path: tuple[str, ...]) -> Any:
         """The value of one field."""
         kind = _kind(info)
+        if isinstance(value, bool) and bool not in _types(info.annotation) and not kind:
+            raise self.fail(path, f"expected another kind of value, not {str(value).lower()}")
         if kind is not None and not isinstance(value, Config):
             return self.named(kind, value, path, info.get_default(call_default_factory=True))
         annotation = info.annotation
@@ -334,10 +277,19 @@ class _Reader:
             return self.config(annotation, value, path)  # type: ignore[arg-type]
         return value
 
+    def expanded(self, kind: str, value: str, path: tuple[str, ...]) -> dict[str, Any]:
+        """The short form of a part: its name; of a model, an architecture's or a path."""
+        if kind != "architecture" or _is_architecture(value):
+            return {"name": value}
+        hint = did_you_mean(value, (e.name for e in exported(kind)))
+        if not Path(value).exists() and not hint.startswith("Known"):
+            raise self.fail(path, f"'{value}' is neither an architecture nor a directory", hint)
+        return {"path": value}
+
     def named(self, kind: str, value: Any, path: tuple[str, ...], default: Any) -> Config:
         """One of the exported classes, by its name, or the one it is by default; a model also by its path."""
         if isinstance(value, str):
-            value = {"path": value} if kind == "architecture" and not _is_architecture(value) else {"name": value}
+            value = self.expanded(kind, value, path)
         if not isinstance(value, Mapping):
             raise self.fail(path, f"expected a name ({kind}) or a mapping with one, not {value!r}")
         if kind == "architecture" and "path" in value and "name" not in value:

@@ -40,6 +40,7 @@ _rooms = {
     "method": "danlu.method",
     "optimizer": "danlu.engine.optimizer",
     "schedule": "danlu.engine.schedule",
+    "extractor": "danlu.evaluation.extractors",
 }
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,14 +21,19 @@ import torch
 from safetensors import SafetensorError
 
 from danlu.build import Experiment, assemble
+from danlu.checking import diagnose
 from danlu.engine.device import keep_freed_memory
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, RunError
+from danlu.insight.doctor import summary_line
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
-from danlu.recipe import Recipe, dump_recipe, load_recipe, to_yaml
+from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.yaml_text import to_yaml
 
 _RECIPE = "recipe.yaml"
+_LOOKED_AT = 2000
+"""Rows that are looked at before a run."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,7 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
     loaded = load_recipe(recipe, overrides)
     run = _run_directory(loaded, recipe)
     require_loggers(loaded.run.loggers)
-    with compilation(loaded.run.compile):
-        experiment = assemble(loaded)
+    with compilation(loaded.run.compile), closing(assemble(loaded)) as experiment:
         _begin(run, experiment)
         return _carry_out(run, experiment, listeners)
 
@@ -78,8 +82,7 @@ def resume(run: str | Path, *overrides: str, step: int | None = None, listeners:
     if not (run / _RECIPE).is_file():
         raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
     recipe = load_recipe(run / _RECIPE, overrides)
-    with compilation(recipe.run.compile):
-        experiment = assemble(recipe)
+    with compilation(recipe.run.compile), closing(assemble(recipe)) as experiment:
         return _carry_out(run, experiment, listeners, resuming=True, step=step)
 
 
@@ -88,10 +91,14 @@ def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) ->
     loaded = load_recipe(recipe, overrides)
     _run_directory(loaded, recipe)
     require_loggers(loaded.run.loggers)
-    experiment = assemble(loaded)
+    with closing(assemble(loaded)) as experiment:
+        return _plan(experiment)
+
+
+def _plan(experiment: Experiment) -> dict[str, Any]:
     policy, data = experiment.policy, experiment.data
     parameters = sum(p.numel() for p in policy.parameters())
-    groups = [experiment.recipe.method.group(sample) for sample in experiment.source().draw()]
+    groups = [experiment.recipe.method.group(sample) for sample in experiment.source.draw()]
     packs = list(experiment.updater()._packs(groups))
     flops = sum(3 * policy.flops(b.packed, len(b.targets)) for b in packs)
     tokens = sum(len(b) for b in packs)
@@ -100,8 +107,9 @@ def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) ->
         "device": experiment.device.name,
         "architecture": policy.config.model_type,
         "parameters": parameters,
-        "train_samples": len(data.train),
-        "train_tokens": int(data.train.lengths.sum()),
+        "train_documents": data.train.num_documents,
+        "train_samples": data.train.expected[0],
+        "train_tokens": data.train.expected[1],
         "held_out_samples": 0 if data.held_out is None else len(data.held_out),
         "vocabulary": data.tokenizer.vocab_size,
         "steps": experiment.steps,
@@ -173,6 +181,10 @@ def _carry_out(
             recorder.event("start", steps=experiment.steps)
             recorder.event("data", **_data_facts(experiment))
             recorder.event("model", **_model_facts(experiment))
+            for note in experiment.notes:
+                recorder.event("note", message=note)
+            diagnosis = diagnose(recipe, experiment.data.documents, _LOOKED_AT)
+            recorder.event("doctor", message=summary_line(diagnosis), **diagnosis.as_dict())
         start = time.perf_counter()
         try:
             reason = loop.run()
@@ -237,7 +249,7 @@ def _versions(experiment: Experiment) -> dict[str, Any]:
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
     facts = asdict(data.train.statistics)
-    counts, edges = np.histogram(data.train.lengths, bins=min(40, max(1, experiment.recipe.data.context)))
+    counts, edges = np.histogram(experiment.source.lengths, bins=min(40, max(1, experiment.recipe.data.context)))
     return {
         "bytes": facts.pop("num_bytes"),
         **facts,

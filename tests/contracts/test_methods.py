@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from danlu.registry import exported, lookup
 from strategies import VOCABULARY
 
 METHODS = [entry.name for entry in exported("method")]
-FIELDS: dict[str, list[dict[str, Any]]] = {"next_token": [{}, {"label_smoothing": 0.1, "z_loss": 0.01}]}
+_LIKELIHOOD: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 0.01}]
+FIELDS: dict[str, list[dict[str, Any]]] = {"next_token": _LIKELIHOOD, "sft": _LIKELIHOOD}
 """Some settings of each method; a new method adds its line here."""
 CASES = [(name, number) for name in METHODS for number in range(len(FIELDS.get(name, [{}])))]
 
@@ -35,6 +36,7 @@ class Document:
     tokens: Any
     num_bytes: float = 11.0
     origin: str = "some.jsonl:1"
+    weights: Any = None
 
 
 def documents(lengths: Sequence[int]) -> list[Document]:
@@ -184,3 +186,25 @@ def test_next_token_is_the_mean_cross_entropy_of_each_token_after_the_first(numb
     average = float(plain.detach()) / counts["nll"]
     assert method.summarize({"loss": 9.0, "nll": average})["perplexity"] == pytest.approx(math.exp(average))
     assert method.summarize({"loss": 800.0})["perplexity"] == math.inf
+
+
+def test_sft_learns_what_has_a_weight_and_nothing_else() -> None:
+    method, model = made("sft"), tiny.model("llama").eval()
+    whole = documents([9])[0]
+    weights = np.array([0, 0, 1, 2, 0, 0.5, 0, 0, 0], dtype=np.float32)
+    group = method.group(replace(whole, weights=weights))
+    (logits,) = model(method.group(whole).packed, [Logits(torch.arange(9))])
+    nll = F.cross_entropy(logits, torch.from_numpy(whole.tokens[1:]), reduction="none")
+    outcome, counts = method.loss({"policy": model}, group), method.counts(group)
+    torch.testing.assert_close(outcome.losses["nll"], (nll * torch.from_numpy(weights)).sum())
+    assert counts["nll"] == 3.5
+    assert counts["bits_per_byte"] == pytest.approx(27 * 3 / 9 * math.log(2))
+    assert len(group) == 6  # no row behind the last one that predicts
+    assert len(group.targets) == 3
+
+
+def test_sft_with_nothing_to_learn_counts_nothing() -> None:
+    method = made("sft")
+    group = method.group(replace(documents([4])[0], weights=np.zeros(4, dtype=np.float32)))
+    assert len(group) == 4
+    assert not any(method.counts(group).values())

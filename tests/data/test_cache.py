@@ -7,17 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from danlu.data.cache import tokenize
-from danlu.data.encoder import Encoder, Shard
-from danlu.data.formats import Chunk
+from danlu.data.cache import TokenCache
+from danlu.data.chunks import Chunk, FileChangedError
+from danlu.data.encoder import Encoder
+from danlu.data.index import index
+from danlu.data.rows import Reader
+from danlu.data.shard import Shard
 from danlu.data.template import Template
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import DataError
 
 from .conftest import sentence
 
-TEXT = Template.parse("text")
-MANY = [sentence(i) * 20 for i in range(2000)]
+MANY = [sentence(i) * 20 for i in range(3000)]
+
+
+def tokenize(files: list[Path], tokenizer: Tokenizer, folder: Path, workers: int = 1) -> list[Shard]:
+    encoder = Encoder(tokenizer, reader=Reader(Template.parse("text")))
+    cache = TokenCache(encoder, folder, workers=workers)
+    try:
+        return cache.shards(index(files, folder))
+    finally:
+        cache.close()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,13 +52,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_second_run_makes_nothing_and_an_appended_document_one_shard(
     tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path], made: list[str]
 ) -> None:
-    encoder, folder = Encoder(tokenizer), tmp_path / "cache"
-    first = tokenize([write_jsonl(MANY)], TEXT, encoder, cache=folder)
+    folder = tmp_path / "cache"
+    first = tokenize([write_jsonl(MANY)], tokenizer, folder)
     assert [shard.path.name for shard in first] == made
-    assert len(made) > 2
-    again = tokenize([write_jsonl(MANY)], TEXT, encoder, cache=folder)
+    assert len(made) > 1
+    again = tokenize([write_jsonl(MANY)], tokenizer, folder)
     assert len(made) == len(first) == len(again)
-    more = tokenize([write_jsonl([*MANY, "appended"])], TEXT, encoder, cache=folder)
+    more = tokenize([write_jsonl([*MANY, "appended"])], tokenizer, folder)
     assert len(made) <= len(first) + 2
     assert [shard.path for shard in more[: len(first) - 1]] == [shard.path for shard in first[:-1]]
 
@@ -55,10 +66,10 @@ def test_a_second_run_makes_nothing_and_an_appended_document_one_shard(
 def test_processes_write_what_one_process_writes_to_the_byte(
     tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path], made: list[str]
 ) -> None:
-    files, encoder = [write_jsonl(MANY)], Encoder(tokenizer)
-    one = tokenize(files, TEXT, encoder, cache=tmp_path / "one", workers=1)
+    files = [write_jsonl(MANY)]
+    one = tokenize(files, tokenizer, tmp_path / "one")
     assert len(made) == len(one)
-    two = tokenize(files, TEXT, encoder, cache=tmp_path / "two", workers=2, worth_processes=0)
+    two = tokenize(files, tokenizer, tmp_path / "two", workers=2)
     assert len(made) == len(one), "nothing is encoded here when processes do it"
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert [shard.place for shard in one] == [shard.place for shard in two]
@@ -67,22 +78,40 @@ def test_processes_write_what_one_process_writes_to_the_byte(
 def test_runs_that_write_the_same_cache_at_once_all_find_it_whole(
     tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path]
 ) -> None:
-    files, encoder = [write_jsonl(MANY)], Encoder(tokenizer)
-    alone = tokenize(files, TEXT, encoder, cache=tmp_path / "alone")
+    files = [write_jsonl(MANY)]
+    alone = tokenize(files, tokenizer, tmp_path / "alone")
     with ThreadPoolExecutor(4) as runs:
-        together = list(runs.map(lambda _: tokenize(files, TEXT, encoder, cache=tmp_path / "shared"), range(4)))
+        together = list(runs.map(lambda _: tokenize(files, tokenizer, tmp_path / "shared"), range(4)))
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
     assert all([shard.place for shard in shards] == [shard.place for shard in alone] for shards in together)
 
 
-def test_a_fault_found_by_a_process_is_told_here(
+def test_a_file_that_changes_after_it_was_indexed_is_told_and_nothing_false_is_kept(
     tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path]
 ) -> None:
-    path = write_jsonl(["fine"])
-    with path.open("a") as file:
-        file.write('{"text": 1}\n')
-    with pytest.raises(DataError, match=r"data.jsonl:2: field 'text' is int"):
-        tokenize([path], TEXT, Encoder(tokenizer), cache=tmp_path / "cache", workers=2, worth_processes=0)
+    path, folder = write_jsonl(["fine"]), tmp_path / "cache"
+    chunks = index([path], folder)
+    cache = TokenCache(Encoder(tokenizer, reader=Reader(Template.parse("text"))), folder, workers=2)
+    write_jsonl(["mine"])
+    with pytest.raises(FileChangedError, match=r"data.jsonl: the file has changed since it was indexed"):
+        cache.shards(chunks)
+    cache.close()
+    assert contents(folder) == {}
+
+
+def test_what_is_made_ahead_is_there_when_it_is_wanted_and_what_is_not_wanted_is_given_up(
+    tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path], made: list[str]
+) -> None:
+    folder = tmp_path / "cache"
+    chunks = index([write_jsonl(MANY)], folder)
+    cache = TokenCache(Encoder(tokenizer, reader=Reader(Template.parse("text"))), folder, workers=1)
+    cache.prefetch(chunks[:2])
+    cache.prefetch(chunks[1:2])
+    assert len(cache.shards(chunks[1:2])) == 1
+    assert made == [], "another process made it"
+    expected = tokenize([write_jsonl(MANY)], tokenizer, tmp_path / "other")
+    assert cache.shards(chunks)[1].path.read_bytes() == expected[1].path.read_bytes()
+    cache.close()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1])])
@@ -92,11 +121,11 @@ def test_a_damaged_shard_is_made_again(
     write_jsonl: Callable[..., Path],
     damage: Callable[[bytes], bytes],
 ) -> None:
-    files, encoder, folder = [write_jsonl(["a b c", "d e f"])], Encoder(tokenizer), tmp_path / "cache"
-    (shard,) = tokenize(files, TEXT, encoder, cache=folder)
+    files, folder = [write_jsonl(["a b c", "d e f"])], tmp_path / "cache"
+    (shard,) = tokenize(files, tokenizer, folder)
     whole = shard.path.read_bytes()
     shard.path.write_bytes(damage(whole))
-    (again,) = tokenize(files, TEXT, encoder, cache=folder)
+    (again,) = tokenize(files, tokenizer, folder)
     assert again.path == shard.path
     assert again.path.read_bytes() == whole
 
@@ -104,7 +133,7 @@ def test_a_damaged_shard_is_made_again(
 def test_a_kill_while_writing_leaves_nothing_that_is_trusted(
     tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, encoder, folder = [write_jsonl(["a b c"])], Encoder(tokenizer), tmp_path / "cache"
+    files, folder = [write_jsonl(["a b c"])], tmp_path / "cache"
 
     def killed(source: str, target: Path) -> None:
         raise KeyboardInterrupt
@@ -112,9 +141,9 @@ def test_a_kill_while_writing_leaves_nothing_that_is_trusted(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            tokenize(files, TEXT, encoder, cache=folder)
+            tokenize(files, tokenizer, folder)
     assert contents(folder) == {}
-    assert len(tokenize(files, TEXT, encoder, cache=folder)) == 1
+    assert len(tokenize(files, tokenizer, folder)) == 1
 
 
 def test_a_cache_that_keeps_nothing_is_refused(
@@ -122,4 +151,4 @@ def test_a_cache_that_keeps_nothing_is_refused(
 ) -> None:
     monkeypatch.setattr(Shard, "open", lambda path, place: None)
     with pytest.raises(DataError, match="does not keep"):
-        tokenize([write_jsonl(["a"])], TEXT, Encoder(tokenizer), cache=tmp_path / "cache")
+        tokenize([write_jsonl(["a"])], tokenizer, tmp_path / "cache")

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from danlu.data.order import chosen, mix, permutation
+from danlu.data.order import chosen, mix, permutation, pools, uniform
 
 
 def test_mix_gives_the_published_stream() -> None:
@@ -38,3 +40,34 @@ def test_the_share_chosen_is_the_fraction_and_grows_with_it() -> None:
     assert abs(many.mean() - 0.3) < 0.02
     assert not (few & ~many).any()
     assert (few != chosen(digests, 0.05, seed=1)).any()
+
+
+def test_the_order_of_an_epoch_is_what_it_has_always_been() -> None:
+    assert permutation(8, seed=0, epoch=0).tolist() == [6, 5, 2, 4, 3, 1, 0, 7]
+    assert (permutation(100, 0, 0, pool=0) == permutation(100, 0, 0)).all()
+    assert (permutation(100, 0, 0, pool=1) != permutation(100, 0, 0)).any()
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 200), st.booleans())
+def test_pools_have_every_chunk_once_and_are_about_as_large_as_asked(
+    sizes: list[int], pool_bytes: int, shuffle: bool
+) -> None:
+    found = pools(np.array(sizes), pool_bytes, 0, 0, shuffle)
+    drawn = [chunk for pool in found for chunk in pool.tolist()]
+    assert sorted(drawn) == list(range(len(sizes)))
+    assert all(pool.tolist() == sorted(pool.tolist()) and len(pool) for pool in found)
+    assert all(sum(sizes[i] for i in pool) <= pool_bytes + max(sizes) for pool in found)
+    assert shuffle or drawn == sorted(drawn)
+    assert sum(sizes) > pool_bytes or len(found) == 1
+
+
+def test_pools_are_a_function_of_seed_and_epoch() -> None:
+    sizes = np.full(50, 10)
+    found = {tuple(map(tuple, pools(sizes, 100, seed, epoch))) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(found) == 4
+
+
+def test_the_numbers_of_a_stream_are_uniform() -> None:
+    drawn = [uniform(n, "a", 0) for n in range(2000)]
+    counts = np.bincount([int(10 * x) for x in drawn], minlength=10)
+    assert ((counts - 200) ** 2 / 200).sum() < 27.9

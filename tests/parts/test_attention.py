@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
@@ -49,6 +49,8 @@ class Case:
     window: int | None = None
     dropout: AttentionDropout | None = None
     scale: float = WIDTH**-0.5
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
     @staticmethod
     def of(
@@ -59,22 +61,38 @@ class Case:
         seed: int = 0,
         window: int | None = None,
         keys: tuple[Tensor, Tensor] | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
     ) -> Case:
         generator = torch.Generator().manual_seed(seed)
         sizes = ((len(sight.query_offset), HEADS), (len(sight.key_offset), groups), (len(sight.key_offset), groups))
         q, k, v = (torch.randn(*size, WIDTH, generator=generator, dtype=torch.float64).to(dtype) for size in sizes)
-        return Case(q, k, v, sight, window, None if keys is None else AttentionDropout(0.4, *keys, PLACE))
+        dropout = None if keys is None else AttentionDropout(0.4, *keys, PLACE)
+        sunk = torch.randn(HEADS, generator=generator, dtype=q.dtype) if sinks else None
+        return Case(q, k, v, sight, window, dropout, softcap=softcap, sinks=sunk)
 
     def run(self, backend: Backend) -> list[Tensor]:
-        """The output and, of a fixed weighting of it, the gradients of queries, keys and values."""
-        q, k, v = (x.clone().requires_grad_() for x in (self.q, self.k, self.v))
-        out = backend(q, k, v, self.sight, window=self.window, scale=self.scale, dropout=self.dropout)
+        """The output and, of a fixed weighting of it, the gradients of queries, keys, values and sinks."""
+        given_ = [x.clone().requires_grad_() for x in (self.q, self.k, self.v, self.sinks) if x is not None]
+        q, k, v, *sinks = given_
+        out = backend(
+            q,
+            k,
+            v,
+            self.sight,
+            window=self.window,
+            scale=self.scale,
+            dropout=self.dropout,
+            softcap=self.softcap,
+            sinks=sinks[0] if sinks else None,
+        )
         weighting = torch.linspace(-1, 1, out.numel()).reshape(out.shape).sin().to(out.dtype)
-        return [out.detach(), *torch.autograd.grad((out * weighting).sum(), (q, k, v))]
+        return [out.detach(), *torch.autograd.grad((out * weighting).sum(), given_)]
 
 
 def same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for name, a, b in zip(("output", "dq", "dk", "dv"), found, expected, strict=True):
+    names = ("output", "dq", "dk", "dv", "dsinks")[: len(expected)]
+    for name, a, b in zip(names, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -91,8 +109,16 @@ def cases(draw: st.DrawFn, dtype: torch.dtype) -> Case:
         own = keyed(packed).keys
         learned = token_keys(fold(9), torch.zeros(extra, dtype=torch.int64), torch.arange(extra))
         keys = (own, torch.cat([learned, own]))
-    groups = draw(st.sampled_from([1, 2, HEADS]))
-    return Case.of(sight, groups=groups, dtype=dtype, seed=draw(st.integers(0, 99)), window=draw(windows()), keys=keys)
+    return Case.of(
+        sight,
+        groups=draw(st.sampled_from([1, 2, HEADS])),
+        dtype=dtype,
+        seed=draw(st.integers(0, 99)),
+        window=draw(windows()),
+        keys=keys,
+        softcap=draw(st.sampled_from([None, 1.5])),
+        sinks=draw(st.booleans()),
+    )
 
 
 @settings(max_examples=60)
@@ -105,7 +131,10 @@ def test_the_reference_is_softmax_over_what_is_seen(case: Case) -> None:
         seen = mask[row].nonzero().flatten().tolist()
         for head in range(HEADS):
             scores = {j: case.scale * float(case.q[row, head] @ case.k[j, head // share]) for j in seen}
+            if case.softcap is not None:
+                scores = {j: case.softcap * math.tanh(s / case.softcap) for j, s in scores.items()}
             total = sum(math.exp(s) for s in scores.values())
+            total += 0.0 if case.sinks is None else math.exp(case.sinks[head])
             expected = torch.zeros(WIDTH, dtype=torch.float64)
             for j, score in scores.items():
                 kept = (
@@ -135,20 +164,24 @@ def test_more_rows_than_a_tile_holds(name: str, window: int | None) -> None:
     long = TILE_ROWS + 70
     pack = keyed(Packed.tree([[0] * 5, [0] * long, [0] * 9], parents=[ROOT, 0, 1], causal=[False, True, False]))
     for keys in (None, (pack.keys, pack.keys)):
-        case = Case.of(pack.sight, groups=2, window=window, keys=keys)
-        same(case.run(BACKENDS[name]), case.run(attend_reference), TOLERANCE[torch.float64])
+        for softcap, sinks in ((None, False), (2.0, False), (None, True)):
+            case = Case.of(pack.sight, groups=2, window=window, keys=keys, softcap=softcap, sinks=sinks)
+            same(case.run(BACKENDS[name]), case.run(attend_reference), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("window", [None, 2])
-def test_half_precision_is_near_single(name: str, window: int | None) -> None:
+@pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (2.0, False), (None, True)])
+def test_half_precision_is_near_single(name: str, window: int | None, softcap: float | None, sinks: bool) -> None:
     pack = Packed.tree(
         [[0] * 6, [0] * 5, [0] * 4, [0] * 7], parents=[ROOT, 0, 0, ROOT], causal=[False, True, True, True]
     )
-    case = Case.of(pack.sight, groups=2, dtype=torch.bfloat16, window=window)
-    wide = Case(case.q.float(), case.k.float(), case.v.float(), case.sight, window)
+    case = Case.of(pack.sight, groups=2, dtype=torch.bfloat16, window=window, softcap=softcap, sinks=sinks)
+    case.sinks = None if case.sinks is None else case.sinks.float()  # a parameter
+    wide = replace(case, q=case.q.float(), k=case.k.float(), v=case.v.float())
     found = case.run(BACKENDS[name])
-    assert all(x.dtype == torch.bfloat16 for x in found)
+    assert all(x.dtype == torch.bfloat16 for x in found[:4])
+    assert all(x.dtype == torch.float32 for x in found[4:])
     same([x.float() for x in found], wide.run(attend_reference), TOLERANCE[torch.bfloat16])
 
 
@@ -183,6 +216,11 @@ def test_a_row_that_sees_nothing_gets_zero_and_gives_no_gradient(name: str, numb
     assert not dv[~seen.any(0)].any()
     assert all(x.isfinite().all() for x in (out, dq, dk, dv))
     same([out, dq, dk, dv], case.run(attend_reference), 1e-9)
+    sunk = Case.of(sight, groups=2, window=window, softcap=1.5, sinks=True)
+    with tile_rows(size):
+        found = sunk.run(backend)
+    assert not found[0][~seen.any(1)].any()
+    same(found, sunk.run(attend_reference), 1e-9)
 
 
 @settings(max_examples=40)
@@ -215,6 +253,13 @@ def test_scores_of_any_size_overflow_nowhere() -> None:
     case.q *= 3e3  # the scores' exponentials overflow
     for backend in BACKENDS.values():
         same(case.run(backend), case.run(attend_reference), 1e-8)
+
+
+def test_a_cap_far_above_all_scores_and_a_sink_far_below_change_nothing() -> None:
+    case = Case.of(Packed.tree([[0] * 6, [0] * 4], parents=[ROOT, 0]).sight, groups=2, window=4)
+    for changed in (replace(case, softcap=1e6), replace(case, sinks=torch.full((HEADS,), -1e3).double())):
+        for backend in (*BACKENDS.values(), attend_reference):
+            same(changed.run(backend)[:4], case.run(attend_reference), 1e-8)
 
 
 def test_key_heads_serve_neighbouring_query_heads() -> None:
@@ -257,13 +302,15 @@ def operator_arguments(*, dropped: bool) -> list[tuple[Callable[..., object], tu
     case, sight = Case.of(pack.sight, groups=2), pack.sight
     q, k, v = (x.requires_grad_() for x in (case.q, case.k, case.v))
     table = (sight.calls, sight.query_offset, sight.key_offset, 3, 0.3)
-    drop = (pack.keys, pack.keys, PLACE, 0.4) if dropped else (None, None, None, 0.0)
+    drop = (pack.keys, pack.keys, PLACE, 0.4, 1.5) if dropped else (None, None, None, 0.0, None)
+    sinks = torch.linspace(-1, 1, HEADS, dtype=torch.float64) if dropped else None
     grad = torch.randn(q.shape, dtype=torch.float64)
     plain = tuple(x.detach() for x in (q, k, v))
-    fused, tiled = fused_attention(*plain, *table), tiled_attention(*plain, *table, *drop)
+    fused, tiled = fused_attention(*plain, *table, sinks), tiled_attention(*plain, *table, *drop, sinks)
+    trained = None if sinks is None else sinks.clone().requires_grad_()
     return [
-        (fused_attention, (q, k, v, *table)),
-        (tiled_attention, (q, k, v, *table, *drop)),
+        (fused_attention, (q, k, v, *table, trained)),
+        (tiled_attention, (q, k, v, *table, *drop, trained)),
         (fused_attention_backward, (grad, *plain, *fused, *table)),
         (tiled_attention_backward, (grad, *plain, *tiled, *table, *drop)),
     ]
@@ -283,5 +330,6 @@ def test_compiled_tiles_agree(dropped: bool) -> None:
     # The first tile is of no special size (not square, not all rows), so that one compilation serves all that follow.
     case = Case.of(pack.sight.with_extra(2, (0, 13)), groups=2, window=5, keys=keys)
     with compilation(True):
-        found = case.run(attend_on_cpu)
-    same(found, case.run(attend_reference), 1e-9)
+        for softcap in (None, 1.5, 4.0) if not dropped else (None,):
+            capped = replace(case, softcap=softcap, sinks=None if softcap is None else torch.ones(HEADS).double())
+            same(capped.run(attend_on_cpu), capped.run(attend_reference), 1e-9)

@@ -29,6 +29,8 @@ from danlu.sight import Sight
 from strategies import forests, windows
 
 SCALE = 0.3
+BENT = {"softcap": 1.5, "sinks": torch.linspace(-1, 1, 4)}
+"""Capped scores, and sinks of four heads."""
 
 
 def inputs(
@@ -128,17 +130,27 @@ def test_a_block_of_learned_and_other_keys_is_not_whole_beyond_the_window() -> N
 
 
 @pytest.mark.usefixtures("small_blocks")
-@given(sight=sights(), window=windows(), shape=st.sampled_from([(2, 2), (4, 2), (3, 1)]), dropped=st.booleans())
+@given(
+    sight=sights(),
+    window=windows(),
+    shape=st.sampled_from([(2, 2), (4, 2), (3, 1)]),
+    dropped=st.booleans(),
+    softcap=st.sampled_from([None, 1.5]),
+    sunk=st.booleans(),
+)
 def test_values_and_gradients_are_the_references(
-    sight: Sight, window: int | None, shape: tuple[int, int], dropped: bool
+    sight: Sight, window: int | None, shape: tuple[int, int], dropped: bool, softcap: float | None, sunk: bool
 ) -> None:
     given_, ours = (inputs(sight, *shape) for _ in range(2))
     dropout = dropout_of(sight) if dropped else None
+    if sunk:
+        given_, ours = ([*x, torch.linspace(-1, 1, shape[0], dtype=torch.float64)] for x in (given_, ours))
     for x in (*given_, *ours):
         x.requires_grad_()
     mask = block_mask(sight, window)
-    actual = attend_flex(*ours, mask, scale=SCALE, dropout=dropout, kernel=dense)
-    expected = attend_reference(*given_, sight, window=window, scale=SCALE, dropout=dropout)
+    wanted = {"scale": SCALE, "dropout": dropout, "softcap": softcap}
+    actual = attend_flex(*ours[:3], mask, **wanted, sinks=ours[3] if sunk else None, kernel=dense)
+    expected = attend_reference(*given_[:3], sight, window=window, **wanted, sinks=given_[3] if sunk else None)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # the keep factor is single
     for a, b in zip(
@@ -151,8 +163,9 @@ def test_values_and_gradients_are_the_references(
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("bent", [False, True])
 def test_torchs_flex_attention_gives_the_reference(
-    dtype: torch.dtype, dropped: bool, window: int | None, width: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, dropped: bool, window: int | None, width: int, bent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward, uncompiled; a width below what its kernels know is padded."""
     monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
@@ -163,8 +176,9 @@ def test_torchs_flex_attention_gives_the_reference(
     q, k, v = inputs(sight, 4, 2, width=width, dtype=dtype)
     dropout = dropout_of(sight) if dropped else None
     mask = block_mask(sight, window)
-    actual = attend_flex(q, k, v, mask, scale=SCALE, dropout=dropout, kernel=flex.flex_attention)
-    expected = attend_reference(q, k, v, sight, window=window, scale=SCALE, dropout=dropout)
+    wanted = {"scale": SCALE, "dropout": dropout, **(BENT if bent else {})}
+    actual = attend_flex(q, k, v, mask, **wanted, kernel=flex.flex_attention)
+    expected = attend_reference(q, k, v, sight, window=window, **wanted)
     tolerance = 1e-5 if dtype == torch.float32 or dropped else 1e-9
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -282,22 +296,29 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["documents", "images", "forest", "forest with extra keys"])
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("shape", [(4, 4, 64), (4, 2, 64), (2, 1, 8)])
+@pytest.mark.parametrize("bent", [False, True])
 def test_on_a_gpu_values_and_gradients_are_the_references(
-    dtype: torch.dtype, kind: str, dropped: bool, shape: tuple[int, int, int]
+    dtype: torch.dtype, kind: str, dropped: bool, shape: tuple[int, int, int], bent: bool
 ) -> None:
     sight = a_pack(kind).sight
     sight = sight.with_extra(5) if "extra" in kind else sight
     for window in (None, 1, 50):
         dropout = dropout_of(sight) if dropped else None
-        exact = [x.requires_grad_() for x in inputs(sight, *shape[:2], width=shape[2])]
-        expected = attend_reference(*exact, sight, window=window, scale=SCALE, dropout=dropout)
+        softcap = 1.5 if bent else None
+        given_ = inputs(sight, *shape[:2], width=shape[2]) + (
+            [torch.linspace(-1, 1, shape[0]).double()] if bent else []
+        )
+        exact = [x.requires_grad_() for x in given_]
+        wanted = {"window": window, "scale": SCALE, "softcap": softcap}
+        expected = attend_reference(*exact[:3], sight, dropout=dropout, sinks=exact[3] if bent else None, **wanted)
         upstream = torch.randn_like(expected)
-        ours = [x.detach().to("cuda", dtype).requires_grad_() for x in exact]
+        ours = [x.detach().to("cuda", dtype).requires_grad_() for x in exact[:3]]
+        ours += [x.detach().float().cuda().requires_grad_() for x in exact[3:]]
         there = sight.to("cuda")
         if dropout is not None:
             moved = (x.cuda() for x in (dropout.query_keys, dropout.key_keys, dropout.place))
             dropout = AttentionDropout(dropout.p, *moved)
-        actual = attend_on_cuda(*ours, there, window=window, scale=SCALE, dropout=dropout)
+        actual = attend_on_cuda(*ours[:3], there, dropout=dropout, sinks=ours[3] if bent else None, **wanted)
         assert actual.dtype == dtype
         pairs = [(actual, expected)]
         pairs += zip(

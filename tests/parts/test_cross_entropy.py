@@ -75,7 +75,7 @@ def test_sums_and_gradients_are_torchs_however_the_rows_are_cut(
     num: int, vocabulary: int, bias: bool, smoothing: float, z_loss: float, rows: int, seed: int
 ) -> None:
     problem = Problem(num, vocabulary, bias=bias, seed=seed)
-    with patch.object(module, "chunk_rows", lambda _: rows):
+    with patch.object(module, "chunk_rows", lambda *_: rows):
         found = problem.found(smoothing, z_loss)
     expected = problem.expected(smoothing, z_loss)
     same([x.detach() for x in found], [x.detach() for x in expected])
@@ -94,7 +94,7 @@ def test_sums_and_gradients_are_torchs_however_the_rows_are_cut(
 def test_log_probs_each_have_their_own_gradient(num: int, vocabulary: int, bias: bool, rows: int, seed: int) -> None:
     problem = Problem(num, vocabulary, bias=bias, seed=seed)
     mixture = torch.linspace(-2, 3, num, dtype=torch.float64)
-    with patch.object(module, "chunk_rows", lambda _: rows):
+    with patch.object(module, "chunk_rows", lambda *_: rows):
         found = log_probs(problem.hidden, problem.weight, problem.bias, problem.tokens)
         gradients = torch.autograd.grad((found * mixture).sum(), problem.inputs)
     expected = -F.cross_entropy(problem.logits(), problem.tokens, reduction="none")
@@ -104,8 +104,8 @@ def test_log_probs_each_have_their_own_gradient(num: int, vocabulary: int, bias:
 
 @pytest.mark.parametrize("num", [127, 128, 129, 256, 300])
 def test_rows_at_the_edges_of_chunks(num: int) -> None:
-    with patch.object(module, "CHUNK_ELEMENTS", 1):
-        assert chunk_rows(5) == 128
+    with patch.object(module, "CHUNK_BYTES", 1):
+        assert chunk_rows(5, torch.float32) == 128
         problem = Problem(num, 5, bias=True)
         found = problem.found(0.1, 0.1)
         gradients = torch.autograd.grad(found.loss, problem.inputs)
@@ -190,7 +190,7 @@ class Largest(TorchDispatchMode):
 def test_the_logits_of_all_rows_never_exist_at_once() -> None:
     num, vocabulary, rows = 1000, 500, 20
     problem = Problem(num, vocabulary, bias=True, dtype=torch.float32)
-    with patch.object(module, "chunk_rows", lambda _: rows), Largest() as largest:
+    with patch.object(module, "chunk_rows", lambda *_: rows), Largest() as largest:
         problem.found(0.1, 0.1).loss.backward()
         log_probs(problem.hidden, problem.weight, problem.bias, problem.tokens).sum().backward()
     assert largest.elements == rows * vocabulary
@@ -200,13 +200,13 @@ def test_the_logits_of_all_rows_never_exist_at_once() -> None:
 
 
 def test_chunks_are_of_the_size_that_is_asked_for() -> None:
-    assert chunk_rows(50257) == module.CHUNK_ELEMENTS // 50257 > 128
-    assert chunk_rows(10**9) == 128
+    assert chunk_rows(50257, torch.bfloat16) == module.CHUNK_BYTES // (2 * 50257) > 128
+    assert chunk_rows(10**9, torch.float32) == 128
 
 
 def test_compiled_sums_agree() -> None:
     problem = Problem(40, 9, bias=True)
-    with compilation(True), patch.object(module, "chunk_rows", lambda _: 16):
+    with compilation(True), patch.object(module, "chunk_rows", lambda *_: 16):
         found = problem.found(0.1, 0.1)
     expected = problem.expected(0.1, 0.1)
     same([x.detach() for x in found], [x.detach() for x in expected])

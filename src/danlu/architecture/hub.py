@@ -59,7 +59,7 @@ def read_config(directory: Path) -> ArchitectureConfig:
         CheckpointError: when there is no readable `config.json`.
         UnsupportedError: when no exported architecture computes what it asks for.
     """
-    config, file = _read_json(directory / _CONFIG), directory / _CONFIG
+    config, file = read_json(directory / _CONFIG), directory / _CONFIG
     kinds: dict[str, Any] = {getattr(e.target, "model_type", e.name): e.target for e in exported("architecture")}
     kind = kinds.get(config.get("model_type", ""))
     if kind is None:
@@ -72,6 +72,20 @@ def read_config(directory: Path) -> ArchitectureConfig:
         raise CheckpointError(f"the config cannot be meant: {reason}", where=file) from error
 
 
+def model_directory(path: str | Path) -> Path:
+    """A directory that is there.
+
+    Raises:
+        CheckpointError: when it is not.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(
+            "there is no such model directory", where=directory, do="Give a directory with config.json."
+        )
+    return directory
+
+
 def load_hub(directory: str | Path) -> SequenceModel:
     """A model from a directory in hub format, its weights in float32.
 
@@ -79,11 +93,7 @@ def load_hub(directory: str | Path) -> SequenceModel:
         CheckpointError: when a file is absent, cut short or altered, or weights are missing, superfluous or misshapen.
         UnsupportedError: when the architecture is not ours.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(
-            "there is no such model directory", where=directory, do="Give a directory with config.json."
-        )
+    directory = model_directory(directory)
     config = read_config(directory)
     with torch.device("meta"):
         model = config.build()
@@ -144,7 +154,7 @@ def save_hub(
     save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
     settings = {**config.to_hub(), **(settings or {})}
     if like is not None:
-        settings = {**_read_json(Path(like) / _CONFIG), **settings}
+        settings = {**read_json(Path(like) / _CONFIG), **settings}
         for name in _CARRIED:
             if (Path(like) / name).exists():
                 shutil.copyfile(Path(like) / name, directory / name)
@@ -152,7 +162,12 @@ def save_hub(
     (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: when the file is absent or holds none.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -164,11 +179,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a directory's weights.
+
+    Raises:
+        CheckpointError: when there are none, or the index names one outside the directory.
+    """
     if (directory / _INDEX).exists():
-        files = sorted(set(_read_json(directory / _INDEX).get("weight_map", {}).values()))
+        names = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
     elif (directory / _WEIGHTS).exists():
-        files = [_WEIGHTS]
+        names = [_WEIGHTS]
     else:
         old = (
             "Weights in pickle files are not loaded; convert them to safetensors."
@@ -176,10 +196,28 @@ def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             else ""
         )
         raise CheckpointError(f"there is no {_WEIGHTS}", where=directory, do=old)
-    for name in files:
-        file = directory / name
+    files = [directory / name for name in names]
+    for file in files:
         if file.parent.resolve() != directory.resolve():
             raise CheckpointError("the index names a file outside the directory", where=file)
+    return files
+
+
+def weight_names(directory: Path) -> list[str]:
+    """The names of a directory's weights, read from the files' heads.
+
+    Raises:
+        CheckpointError: when a file is absent, cut short or altered.
+    """
+    names: list[str] = []
+    for file in weight_files(directory):
+        with _explained(file), safe_open(file, framework="pt") as opened:
+            names += opened.keys()
+    return names
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in weight_files(directory):
         with _explained(file), safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dictionary
                 yield key, opened.get_tensor(key)

@@ -1,20 +1,34 @@
 """What a run learns from: files, tokens, samples, packs."""
 
-from danlu.data.config import DataConfig
-from danlu.data.corpus import Corpus, Sample, Statistics
+from danlu.data.collection import Collection
+from danlu.data.config import DataConfig, Part
+from danlu.data.corpus import Corpus, Sample
+from danlu.data.cutting import Rules
+from danlu.data.mixture import Mixture, Portion
 from danlu.data.packing import pack
-from danlu.data.prepare import Data, build_data
-from danlu.data.source import CorpusSource
+from danlu.data.prepare import Data, Documents, build_data, build_encoder, open_documents
+from danlu.data.source import DataSource
+from danlu.data.statistics import Statistics
+from danlu.data.stream import Stream
 from danlu.data.tokenizer import Tokenizer
 
 __all__ = [
+    "Collection",
     "Corpus",
-    "CorpusSource",
     "Data",
     "DataConfig",
+    "DataSource",
+    "Documents",
+    "Mixture",
+    "Part",
+    "Portion",
+    "Rules",
     "Sample",
     "Statistics",
+    "Stream",
     "Tokenizer",
     "build_data",
+    "build_encoder",
+    "open_documents",
     "pack",
 ]

@@ -8,95 +8,122 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from danlu.data import store
-from danlu.data.encoder import Encoder, Shard
-from danlu.data.formats import Chunk, Place, read_chunks
-from danlu.data.template import Template
+from danlu.data.chunks import Chunk, FileChangedError
+from danlu.data.encoder import Encoder
+from danlu.data.index import forget
+from danlu.data.shard import Shard
 from danlu.errors import DataError, RunError
 
 WORTH_PROCESSES = 32 << 20
-"""Bytes of files below which one process, with the tokenizer's own threads, is done before others have started."""
-_JOBS_PER_PROCESS = 2  # chunks sent ahead of the oldest unfinished one
+"""Bytes of documents below which one process, with the tokenizer's own threads, is done before others have started."""
+_NICENESS = 5
+"""How far the processes stand back for the run, which they work ahead of."""
 
 
-def tokenize(
-    files: Sequence[Path],
-    template: Template,
-    encoder: Encoder,
-    *,
-    cache: str | Path | None = None,
-    workers: int = 0,
-    worth_processes: int = WORTH_PROCESSES,
-) -> list[Shard]:
-    """The documents of some files as shards of the cache, in order; what is not there yet is made.
+class TokenCache:
+    """Shards of chunks: those that are there, and those that are made when they are wanted or ahead of that.
 
-    Args:
-        files: as `danlu.data.files.resolve` gives them.
-        template: what makes a text of a row.
-        encoder: what makes tokens of a text.
-        cache: the cache's folder; by default `store.cache_folder`'s.
-        workers: processes to encode with; 0 is as many as there are cores. The result does not depend on it.
-        worth_processes: bytes of files from which more than one process is used.
-
-    Raises:
-        DataError: when a file cannot be read or the cache not be written.
-        RunError: when a process dies.
+    Attributes:
+        encoder: what makes tokens of documents.
+        folder: where the shards are.
     """
-    folder = store.cache_folder(cache)
-    count = (workers or os.cpu_count() or 1) if _num_bytes(files) >= worth_processes else 1
-    found: list[tuple[Path, Place, Shard | None]] = []
-    jobs: deque[Future[None]] = deque()
-    try:
-        with _processes(encoder, count) as pool:
-            for chunk in read_chunks(files, template):
-                path = store.entry(folder, encoder.key(chunk))
-                shard = Shard.open(path, chunk.place)
-                found.append((path, chunk.place, shard))
-                if shard is not None:
-                    continue
-                if pool is None:
-                    encoder.store_chunk(chunk, path)
-                    continue
-                jobs.append(pool.submit(_store_chunk, chunk, path))
-                if len(jobs) > _JOBS_PER_PROCESS * count:
-                    jobs.popleft().result()
-            for job in jobs:
-                job.result()
-    except BrokenProcessPool as fault:
-        do = "Set data.workers=1; a script of your own must start from `if __name__ == '__main__':`."
-        raise RunError("a process that encodes documents died", do=do) from fault
-    return [shard or _made(path, place) for path, place, shard in found]
+
+    def __init__(self, encoder: Encoder, folder: Path, *, workers: int = 0, parallel: bool = True) -> None:
+        """Nothing is made yet, and no process started.
+
+        Args:
+            encoder: what makes tokens of documents.
+            folder: the cache's folder.
+            workers: processes to encode with; 0 is as many as there are cores. The shards do not depend on it.
+            parallel: whether there is enough to do for processes.
+        """
+        self.encoder = encoder
+        self.folder = folder
+        self._workers = (workers or os.cpu_count() or 1) if parallel else 1
+        self._processes: ProcessPoolExecutor | None = None
+        self._jobs: dict[Path, Future[None]] = {}
+        self._end: Callable[[], object] = lambda: None
+
+    def path(self, chunk: Chunk) -> Path:
+        """Where a chunk's shard is, or would be."""
+        return store.entry(self.folder, self.encoder.key(chunk))
+
+    def shards(self, chunks: Sequence[Chunk]) -> list[Shard]:
+        """The shards of some chunks, in order; what is not there yet is made.
+
+        Raises:
+            DataError: when a file cannot be read or the cache not be written.
+            RunError: when a process dies.
+        """
+        paths = [self.path(chunk) for chunk in chunks]
+        found = [Shard.open(path, chunk.place) for path, chunk in zip(paths, chunks, strict=True)]
+        self._make({path: chunk for path, chunk, shard in zip(paths, chunks, found, strict=True) if shard is None})
+        return [shard or _made(path, chunk) for path, chunk, shard in zip(paths, chunks, found, strict=True)]
+
+    def prefetch(self, chunks: Sequence[Chunk]) -> None:
+        """Begin to make what is not there yet, in processes, and give up what was begun and is not among it."""
+        absent = {path: chunk for chunk in chunks if not (path := self.path(chunk)).exists()}
+        self._give_up(absent.keys())
+        for path, chunk in absent.items():
+            self._begin(path, chunk)
+
+    def close(self) -> None:
+        """End the processes once they are done with what they have in hand."""
+        self._give_up(())
+        self._end()
+        self._processes = None
+
+    def _make(self, absent: Mapping[Path, Chunk]) -> None:
+        if self._workers > 1:
+            self._give_up(absent.keys())
+            for path, chunk in absent.items():
+                self._begin(path, chunk)
+        for path, chunk in absent.items():
+            job = self._jobs.pop(path, None)
+            try:
+                if job is None:
+                    self.encoder.store_chunk(chunk, path)
+                else:
+                    job.result()
+            except FileChangedError:
+                forget(chunk, self.folder)
+                raise
+            except (BrokenProcessPool, CancelledError) as fault:
+                do = "Set data.workers=1; a script of your own must start from `if __name__ == '__main__':`."
+                raise RunError("a process that encodes documents died", do=do) from fault
+
+    def _begin(self, path: Path, chunk: Chunk) -> None:
+        if path in self._jobs:
+            return
+        if self._processes is None:  # never copies of a threaded process
+            self._processes = ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(self.encoder,)
+            )
+            self._end = weakref.finalize(self, self._processes.shutdown, wait=False, cancel_futures=True)
+        with suppress(BrokenProcessPool):  # told when the shard is wanted
+            self._jobs[path] = self._processes.submit(_store_chunk, chunk, path)
+
+    def _give_up(self, unless: Collection[Path]) -> None:
+        for path in [path for path in self._jobs if path not in unless]:
+            self._jobs.pop(path).cancel()
 
 
-def _num_bytes(files: Sequence[Path]) -> int:
-    try:
-        return sum(file.stat().st_size for file in files)
-    except OSError as fault:
-        raise DataError("the file cannot be read", where=fault.filename, do="Check it and its rights.") from fault
-
-
-def _made(path: Path, place: Place) -> Shard:
-    shard = Shard.open(path, place)
+def _made(path: Path, chunk: Chunk) -> Shard:
+    shard = Shard.open(path, chunk.place)
     if shard is None:
         raise DataError("the cache does not keep what is written", where=path, do="Set data.cache to another folder.")
     return shard
-
-
-def _processes(encoder: Encoder, count: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Processes that each hold the encoder; they start as work arrives, and never as copies of a threaded process."""
-    if count == 1:
-        return nullcontext()
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, initializer=_start, initargs=(encoder,))
 
 
 _encoder: Encoder | None = None
@@ -106,6 +133,8 @@ def _start(encoder: Encoder) -> None:
     global _encoder  # noqa: PLW0603 - the one thing a worker process keeps
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.nice(_NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the run, which may want to end in order
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

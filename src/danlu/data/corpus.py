@@ -1,26 +1,27 @@
-"""The documents of some files as samples: cut at the context, drawn from the token cache by index."""
+"""Samples by index, out of the shards of some chunks."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Float32, Int64
 
-from danlu.data.cache import tokenize
-from danlu.data.encoder import DOCUMENT, Encoder, Shard
-from danlu.data.files import resolve
-from danlu.data.order import chosen
-from danlu.data.template import Template
+from danlu.data.cutting import Learned, Rules, cut
+from danlu.data.shard import DOCUMENT, SPAN, Shard
+from danlu.data.statistics import Statistics
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import DataError
 
 _OPEN_FILES = 256
-_PLACED = np.dtype([("shard", "<i8"), ("start", "<i8"), *DOCUMENT.descr])
+_PLACED = np.dtype([("shard", "<i8"), ("start", "<i8"), ("spans_start", "<i8"), *DOCUMENT.descr])
+_NUMBERED = 32
+"""Bits of a sample's id that count the samples of its chunk, where there are more chunks than these."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,19 @@ class Sample:
 
     Attributes:
         tokens: n + 1 ids: the first n are inputs, the last n their targets.
-        id: its index in the corpus, which is the same in every run over the same data.
-        num_bytes: its share of the document's UTF-8 bytes, in proportion to its targets.
+        id: which one of all data it is, the same in every run over the same data.
+        num_bytes: its share of the document's learned UTF-8 bytes, in proportion to its learned targets.
         origin: ``file:line``, and which tokens of the document they are if it was cut.
+        weights: how much each target counts; None is one for all.
+        shape: what kind of row it was.
     """
 
     tokens: Int64[np.ndarray, " n+1"]
     id: int
     num_bytes: float
     origin: str
+    weights: Float32[np.ndarray, " n"] | None = None
+    shape: str = "text"
 
     @property
     def num_targets(self) -> int:
@@ -45,63 +50,57 @@ class Sample:
         return len(self.tokens) - 1
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What a corpus holds, and what of it gives no sample.
-
-    Attributes:
-        files: files that were read, before any split.
-        documents: all documents.
-        empty: documents without text; they have no tokens.
-        too_short: documents with text but fewer than two tokens, so nothing to predict.
-        cut: documents longer than the context, cut into several samples.
-        tokens: tokens of all documents, first and last tokens included.
-        samples: pieces of at most `context` targets.
-        num_bytes: UTF-8 bytes of all documents.
-    """
-
-    files: int
-    documents: int
-    empty: int
-    too_short: int
-    cut: int
-    tokens: int
-    samples: int
-    num_bytes: int
-
-
 class Corpus:
     """Samples by index. The documents' tokens stay on disk; their bounds are in memory.
 
-    A document of m tokens has m - 1 targets. Cut at `context`, its pieces overlap by one token, so that every token
-    after the document's first is a target exactly once.
+    A document of m tokens has m - 1 targets. Cut at the context, its pieces overlap by one token, so that every token
+    after the document's first is a target exactly once. A piece of which nothing is learned is no sample.
 
     Attributes:
-        context: the most targets of a sample.
+        rules: what decides the samples.
+        shards: what they are in.
         lengths: the number of targets of each sample.
-        num_files: files that were read.
     """
 
-    def __init__(self, shards: Sequence[Shard], documents: np.ndarray, context: int, num_files: int) -> None:
-        """Cut documents into samples; `open` finds the documents.
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        rules: Rules,
+        *,
+        num_files: int,
+        numbers: Sequence[int] | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """Cut the documents of some shards into samples.
 
         Args:
-            shards: parts of the token cache.
-            documents: which of their documents, as `_place` gives them.
-            context: the most targets of a sample.
+            shards: complete parts of the token cache.
+            rules: which documents are meant, and how they are cut.
             num_files: files that were read.
+            numbers: of each shard, where they are a few of many; samples are known by them then.
+            limit: samples after which no more are taken, nor documents.
         """
-        self.context = context
+        self.rules = rules
+        self.shards = list(shards)
         self.num_files = num_files
-        self._shards = list(shards)
-        self._documents = documents
-        self._targets: Int64[np.ndarray, " D"] = np.maximum(documents["end"] - documents["start"] - 1, 0)
-        pieces = -(-self._targets // context)
-        self._document = np.repeat(np.arange(len(documents)), pieces)
-        before = np.repeat(np.cumsum(pieces) - pieces, pieces)
-        self._offset = (np.arange(len(before)) - before) * context
-        self.lengths: Int64[np.ndarray, " S"] = np.minimum(self._targets[self._document] - self._offset, context)
-        self._tokens_of = functools.lru_cache(_OPEN_FILES)(self._map_tokens)
+        placed = _place(self.shards)
+        self._documents = placed[rules.meant(placed)]
+        lengths = self._documents["end"] - self._documents["start"]
+        self._targets: Int64[np.ndarray, " D"] = np.maximum(lengths - 1, 0)
+        learned = Learned.of(lengths, *_spans(self.shards, self._documents))
+        self._pieces = cut(self._targets, learned, rules)
+        everything = np.arange(len(lengths))
+        self._learned: Int64[np.ndarray, " D"] = learned.count(everything, np.zeros_like(everything), self._targets)
+        if limit is not None and limit < len(self._pieces.length):
+            self._pieces = self._pieces.only(slice(limit))
+            last = int(self._pieces.document[-1]) + 1
+            self._documents, self._targets = self._documents[:last], self._targets[:last]
+        self.lengths: Int64[np.ndarray, " S"] = self._pieces.length
+        of = self._documents["shard"][self._pieces.document]
+        self._first: Int64[np.ndarray, " C"] = np.searchsorted(of, np.arange(len(self.shards)))
+        self._numbers = None if numbers is None else list(numbers)
+        # of the shards and not of the corpus, which would then only go, maps and all, when cycles are collected
+        self._tokens_of = functools.lru_cache(_OPEN_FILES)(functools.partial(_map_tokens, self.shards))
 
     @classmethod
     def open(
@@ -110,36 +109,32 @@ class Corpus:
         tokenizer: Tokenizer,
         *,
         context: int,
-        field: str = "text",
+        field: str | None = None,
         cache: str | Path | None = None,
         workers: int = 0,
         add_bos: bool = True,
         add_eos: bool = True,
     ) -> Corpus:
-        """Read files, by way of the token cache.
+        """All samples of some files, by way of the token cache.
 
         Args:
             files: files, globs and folders.
             tokenizer: what encodes the documents.
             context: the most targets of a sample, at least 1.
-            field: of JSONL and Parquet, the field that holds the text, or a template of fields.
+            field: of rows, the field that holds the text, or a template of fields; by default their shape tells.
             cache: the cache's folder.
             workers: processes to encode with; 0 is as many as there are cores.
-            add_bos: begin a document with the tokenizer's first token, if it has one.
-            add_eos: end a document with the tokenizer's last token, if it has one.
+            add_bos: begin a text with the tokenizer's first token, if it has one.
+            add_eos: end a text with the tokenizer's last token, if it has one.
 
         Raises:
-            DataError: when a file cannot be read, or no document has two tokens.
+            DataError: when a file or a row cannot be read, or no document has two tokens.
         """
-        paths = resolve(files)
-        shards = tokenize(
-            paths, Template.parse(field), Encoder(tokenizer, add_bos, add_eos), cache=cache, workers=workers
-        )
-        corpus = cls(shards, _place(shards), context, len(paths))
-        if not len(corpus):
-            what = f"none of the {len(corpus._documents)} documents has two tokens"
-            raise DataError(what, where=paths[0], do="Name files with text in them.")
-        return corpus
+        from danlu.data.collection import Collection  # which is made of corpora
+        from danlu.data.prepare import build_encoder
+
+        encoder = build_encoder(tokenizer, field=field, add_bos=add_bos, add_eos=add_eos)
+        return Collection.open(files, encoder, Rules(context), cache=cache, workers=workers).whole()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -147,25 +142,40 @@ class Corpus:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        which, offset, length = (int(a[index]) for a in (self._document, self._offset, self.lengths))
+        pieces = self._pieces
+        which, offset, length = int(pieces.document[index]), int(pieces.offset[index]), int(pieces.length[index])
         document, targets = self._documents[which], int(self._targets[which])
+        shard = self.shards[document["shard"]]
         start = int(document["start"]) + offset
         tokens = self._tokens_of(int(document["shard"]))[start : start + length + 1].astype(np.int64)
-        origin = self._shards[document["shard"]].place.of(int(document["record"]))
+        origin = shard.place.of(int(document["record"]))
         if length < targets:
             origin += f" tokens {offset}-{offset + length}"
-        return Sample(tokens, index, int(document["num_bytes"]) * length / targets, origin)
+        learned = int(pieces.learned[index]) / int(self._learned[which])
+        return Sample(
+            tokens,
+            self._id(index),
+            int(document["num_bytes"]) * learned,
+            origin,
+            _weights(shard.spans[int(document["spans_start"]) : int(document["spans_end"])], offset + 1, length),
+            shard.shapes[document["shape"]],
+        )
+
+    @property
+    def context(self) -> int:
+        """The most targets of a sample."""
+        return self.rules.context
 
     @property
     def max_token(self) -> int:
-        """The largest token id in the files it was read from, to be compared with a model's vocabulary."""
-        return max(shard.max_token for shard in self._shards)
+        """The largest token id in what it was read from, to be compared with a model's vocabulary."""
+        return max((shard.max_token for shard in self.shards), default=0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all that decides the samples: documents, tokenizer, options, context and side of a split."""
-        state = hashlib.blake2b(str(self.context).encode(), digest_size=16)
-        for shard in self._shards:
+        """A hash of all that decides the samples: documents, tokenizer, options, rules and side of a split."""
+        state = hashlib.blake2b(repr((self.rules.context, self.rules.too_long)).encode(), digest_size=16)
+        for shard in self.shards:
             state.update(shard.path.name.encode())
         for column in ("shard", "record"):
             state.update(self._documents[column].tobytes())
@@ -174,58 +184,66 @@ class Corpus:
     @functools.cached_property
     def statistics(self) -> Statistics:
         """What it holds, counted."""
-        documents = self._documents
-        empty = documents["num_bytes"] == 0
+        return self.count(range(len(self.shards)))
+
+    def count(self, shards: Sequence[int]) -> Statistics:
+        """What some of its shards hold, counted; they are named by their numbers among all."""
+        asked = np.isin(self._documents["shard"], list(shards))
+        documents, targets = self._documents[asked], self._targets[asked]
+        pieces = self._pieces.only(asked[self._pieces.document])
+        lengths = documents["end"] - documents["start"]
+        long, policy = int((targets > self.context).sum()), self.rules.too_long
+        refused = long if policy == "refuse" else 0
         return Statistics(
             files=self.num_files,
             documents=len(documents),
-            empty=int(empty.sum()),
-            too_short=int(((self._targets == 0) & ~empty).sum()),
-            cut=int((self._targets > self.context).sum()),
-            tokens=int((documents["end"] - documents["start"]).sum()),
-            samples=len(self),
+            empty=int((lengths == 0).sum()),
+            too_short=int((lengths == 1).sum()),
+            cut=long if policy == "split" else 0,
+            truncated=long if policy.startswith("truncate") else 0,
+            refused=refused,
+            unlearned=int((targets > 0).sum()) - len(np.unique(pieces.document)) - refused,
+            faults=sum(len(self.shards[number].faults) for number in shards),
+            tokens=int(lengths.sum()),
+            samples=len(pieces.length),
+            targets=int(pieces.length.sum()),
+            learned=int(pieces.learned.sum()),
             num_bytes=int(documents["num_bytes"].sum()),
+            shapes=self._shapes(documents[lengths > 0]),
         )
 
-    def split(self, fraction: float, seed: int) -> tuple[Corpus, Corpus]:
-        """Hold documents out, each by its own text.
+    def too_long(self) -> list[tuple[int, int, int]]:
+        """The documents that have more targets than the context: shard, record, and how many."""
+        rows = np.flatnonzero(self._targets > self.context)
+        documents = self._documents[rows]
+        columns = documents["shard"], documents["record"], self._targets[rows]
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
-        So a document stays on its side when others are added, and equal documents are on one side: none is both learned
-        and held out.
+    def _shapes(self, documents: np.ndarray) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        numbers, counts = np.unique(documents["shard"] << _NUMBERED | documents["shape"], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            shard, shape = divmod(number, 1 << _NUMBERED)
+            found[self.shards[shard].shapes[shape]] += count
+        return dict(found)
 
-        Args:
-            fraction: the share of documents to hold out, in (0, 1).
-            seed: another seed holds out others.
+    def _id(self, index: int) -> int:
+        if self._numbers is None:
+            return index
+        shard = int(self._documents["shard"][self._pieces.document[index]])
+        return self._numbers[shard] << _NUMBERED | index - int(self._first[shard])
 
-        Returns:
-            What is left to train on, and what is held out.
 
-        Raises:
-            DataError: when one side has no sample.
-        """
-        held = chosen(self._documents["digest"], fraction, seed)
-        train, held_out = self._only(~held), self._only(held)
-        if not len(train) or not len(held_out):
-            side = "hold out" if len(train) else "train on"
-            what = f"a split of {len(self._documents)} documents at {fraction} leaves none to {side}"
-            raise DataError(what, do="Change data.held_out: another fraction, files of its own, or null.")
-        return train, held_out
-
-    def _only(self, keep: Bool[np.ndarray, " D"]) -> Corpus:
-        return Corpus(self._shards, self._documents[keep], self.context, self.num_files)
-
-    def _map_tokens(self, shard: int) -> np.ndarray:
-        try:
-            return self._shards[shard].map_tokens()
-        except (OSError, ValueError) as fault:
-            path = self._shards[shard].path
-            raise DataError(
-                "the token cache has lost a file", where=path, do="Start again; it is made anew."
-            ) from fault
+def _map_tokens(shards: Sequence[Shard], number: int) -> np.ndarray:
+    try:
+        return shards[number].map_tokens()
+    except (OSError, ValueError) as fault:
+        path = shards[number].path
+        raise DataError("the token cache has lost a file", where=path, do="Start again; it is made anew.") from fault
 
 
 def _place(shards: Sequence[Shard]) -> np.ndarray:
-    """All documents of some shards, each with its shard and where in it its tokens start."""
+    """All documents of some shards, each with its shard and where in it its tokens and spans start."""
     placed = np.zeros(sum(len(shard.documents) for shard in shards), _PLACED)
     row = 0
     for number, shard in enumerate(shards):
@@ -234,5 +252,25 @@ def _place(shards: Sequence[Shard]) -> np.ndarray:
             rows[column] = shard.documents[column]
         rows["shard"] = number
         rows["start"][1:] = shard.documents["end"][:-1]
+        rows["spans_start"][1:] = shard.documents["spans_end"][:-1]
         row += len(rows)
     return placed
+
+
+def _spans(shards: Sequence[Shard], documents: np.ndarray) -> tuple[Int64[np.ndarray, " D"], np.ndarray]:
+    """How many spans each document has, and these, one document's after another's."""
+    sizes = [len(shard.spans) for shard in shards]
+    count = documents["spans_end"] - documents["spans_start"]
+    first = (np.cumsum(sizes) - sizes)[documents["shard"]] + documents["spans_start"]
+    numbers = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))
+    return count, np.concatenate([np.zeros(0, SPAN), *(shard.spans for shard in shards)])[numbers]
+
+
+def _weights(spans: np.ndarray, start: int, count: int) -> Float32[np.ndarray, " n"] | None:
+    """The weights of some tokens of a document, or None where all are one."""
+    if not len(spans):
+        return None
+    weights = np.zeros(count, np.float32)
+    for begin, end, weight in spans.tolist():
+        weights[max(begin - start, 0) : max(end - start, 0)] = weight
+    return None if (weights == 1).all() else weights

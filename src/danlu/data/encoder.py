@@ -1,57 +1,142 @@
-"""From a chunk of documents to token ids with their bounds, and to the bytes of its shard."""
+"""From a chunk of documents to token ids with their bounds and weights, and to its shard."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Int64, UInt
 
-from danlu.data import store
-from danlu.data.formats import Chunk, Place
+from danlu.data.chunks import Chunk
+from danlu.data.document import Document, Text, Tokens
+from danlu.data.rows import Reader, content
+from danlu.data.shard import DOCUMENT, SPAN, Fault, Shard
 from danlu.data.tokenizer import Tokenizer
+from danlu.errors import DataError
 
-_VERSION = 1
-_HEAD_INTEGERS = 4  # documents, largest token, bytes a token, and one to keep
+if TYPE_CHECKING:
+    from danlu.data.chat import Chat
 
-DOCUMENT = np.dtype([("end", "<i8"), ("num_bytes", "<i8"), ("record", "<i8"), ("digest", "<u8")])
-"""A row a document: where its tokens end, its UTF-8 bytes, its place in the chunk, and a hash of its text."""
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What decides the tokens of a document: a tokenizer, and whether to mark where a document begins and ends.
+    """What decides the tokens of a row and their weights.
 
-    An empty document has no tokens, not even those.
+    An empty text has no tokens, not even a first and a last one. What is not plain text brings its own.
+
+    Attributes:
+        tokenizer: makes ids of text.
+        add_bos: begin a text with the tokenizer's first token, if it has one.
+        add_eos: end it with the last.
+        reader: makes documents of rows.
+        chat: makes tokens of prompts with completions and of conversations.
     """
 
     tokenizer: Tokenizer
     add_bos: bool = True
     add_eos: bool = True
+    reader: Reader = field(default_factory=Reader)
+    chat: Chat | None = None
 
     def key(self, chunk: Chunk) -> str:
         """A name for what `store_chunk` writes: equal names, equal content."""
         ends = (self._bos, self._eos)
-        parts = (_VERSION, self.tokenizer.fingerprint, ends, chunk.digest)
+        parts = (_VERSION, self.tokenizer.fingerprint, ends, self.reader, self._chat_key, chunk.kind, chunk.digest)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def store_chunk(self, chunk: Chunk, path: Path) -> None:
-        """Encode a chunk and write its shard.
+        """Encode a chunk and write its shard; records that are no documents are written down in it as faults.
 
         Raises:
-            DataError: when a record cannot be read, or the cache not be written.
+            DataError: when its file cannot be read at all, or the cache not be written.
         """
-        texts = chunk.texts()
-        contents = [text.encode() for text in texts]
-        documents = np.zeros(len(texts), DOCUMENT)
-        documents["num_bytes"] = np.fromiter(map(len, contents), np.int64, len(contents))
-        documents["record"] = np.arange(len(texts))
-        documents["digest"] = np.frombuffer(b"".join(map(_digest, contents)), "<u8")
-        ids, lengths = self.tokenizer.encode_joined([text for text in texts if text])
-        tokens = self._with_ends(ids, lengths, documents)
-        head = np.array([len(texts), tokens.max(initial=0), tokens.itemsize, 0], "<i8")
-        store.write(path, [head.tobytes(), documents.tobytes(), tokens.tobytes()])
+        found = _Found()
+        places = chunk.place.each(chunk.num_documents)
+        for record, read in enumerate(self.reader.read(chunk)):
+            try:
+                if isinstance(read, DataError):
+                    raise read
+                self._take(found, record, *read, places[record])
+            except DataError as fault:
+                found.faults.append(Fault.of(record, fault, chunk.place))
+        ids, lengths = self._encode(found)
+        documents = np.array(found.documents, DOCUMENT) if found.documents else np.zeros(0, DOCUMENT)
+        is_text = np.fromiter((own is None for own in found.own), bool, len(documents))
+        tokens = self._with_ends(ids, lengths, documents, is_text & (lengths > 0))
+        spans = np.array(found.spans, SPAN) if found.spans else np.zeros(0, SPAN)
+        Shard.write(path, documents, spans, tokens, list(found.shapes), found.faults)
+
+    def encode(self, document: Document, where: str) -> Tokens:
+        """The tokens of one document, as `store_chunk` would write them.
+
+        Raises:
+            DataError: when it has none.
+        """
+        if not isinstance(document, Text):
+            if self.chat is None:
+                raise _not_text(where)
+            return self.chat.encode(document, where)
+        ids = self.tokenizer.encode(document.text)
+        ends = [[] if mark is None or not len(ids) else [mark] for mark in (self._bos, self._eos)]
+        return Tokens(np.array([*ends[0], *ids.tolist(), *ends[1]], np.int64))
+
+    def _take(self, found: _Found, record: int, shape: str, document: Document, where: str) -> None:
+        """Add a document to what was found; raise what is wrong with it."""
+        try:
+            told = content(document)
+        except UnicodeEncodeError as fault:
+            what = f"the text has half of a surrogate pair ({fault.object[fault.start]!r}), which is no character"
+            raise DataError(what, where=where, do="Remove or repair it.") from None
+        num_bytes = len(told)
+        own: Tokens | None = None
+        if isinstance(document, Text):
+            if document.text:
+                found.texts.append(document.text)
+        elif self.chat is None:
+            raise _not_text(where)
+        else:
+            own = self.chat.encode(document, where)
+            num_bytes = self._learned_bytes(own)
+            found.spans += _spans(own)
+        found.own.append(own)
+        number = found.shapes.setdefault(shape, len(found.shapes))
+        found.documents.append((0, len(found.spans), num_bytes, record, number, digest_of(told)))
+
+    def _learned_bytes(self, tokens: Tokens) -> int:
+        learned = tokens.ids if tokens.weights is None else tokens.ids[tokens.weights > 0]
+        return len(self.tokenizer.decode(learned).encode())
+
+    def _encode(self, found: _Found) -> tuple[UInt[np.ndarray, " T"], Int64[np.ndarray, " D"]]:
+        """All documents' ids one after another, without ends, and how many are whose."""
+        ids, lengths = self.tokenizer.encode_joined(found.texts)
+        of_texts = iter(lengths.tolist())
+        each = [
+            len(own.ids) if own is not None else next(of_texts) if row[2] else 0
+            for own, row in zip(found.own, found.documents, strict=True)
+        ]
+        if any(own is not None for own in found.own):
+            parts, at = [], 0
+            for own, length in zip(found.own, each, strict=True):
+                parts.append(ids[at : at + length] if own is None else own.ids.astype(ids.dtype))
+                at += length if own is None else 0
+            ids = np.concatenate(parts)
+        return ids, np.array(each, np.int64)
+
+    @property
+    def _chat_key(self) -> object:
+        """What decides the tokens of what is not plain text; not the date, which a template may tell."""
+        if self.chat is None or self.reader.template is not None:
+            return None
+        template = self.chat.template
+        rendered = (
+            None if template is None else (template.source, template.with_tools, sorted(template.special.items()))
+        )
+        return rendered, self.chat.train_on
 
     @property
     def _bos(self) -> int | None:
@@ -61,16 +146,20 @@ class Encoder:
     def _eos(self) -> int | None:
         return self.tokenizer.eos_id if self.add_eos else None
 
-    def _with_ends(self, ids: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """Put the first and last tokens around documents that are not empty; sets the ends of all."""
-        held = documents["num_bytes"] > 0
-        marks = (self._bos is not None) + (self._eos is not None)
-        documents["end"][held] = lengths + marks
-        documents["end"] = np.cumsum(documents["end"])
-        tokens = np.empty(int(documents["end"][-1]), ids.dtype)
+    def _with_ends(
+        self,
+        ids: UInt[np.ndarray, " T"],
+        lengths: Int64[np.ndarray, " D"],
+        documents: np.ndarray,
+        marked: Bool[np.ndarray, " D"],
+    ) -> UInt[np.ndarray, " U"]:
+        """Put the first and last tokens around the documents that are marked; sets the ends of all."""
+        marks = ((self._bos is not None) + (self._eos is not None)) * marked
+        ends = np.cumsum(lengths + marks)
+        documents["end"] = ends
+        tokens = np.empty(int(ends[-1]) if len(ends) else 0, ids.dtype)
         inside = np.ones(len(tokens), bool)
-        last = documents["end"][held] - 1
-        first = last + 1 - marks - lengths
+        first, last = (ends - lengths - marks)[marked], ends[marked] - 1
         for mark, where in ((self._bos, first), (self._eos, last)):
             if mark is not None:
                 tokens[where] = mark
@@ -79,45 +168,40 @@ class Encoder:
         return tokens
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A chunk in the cache; its tokens stay on disk.
+@dataclass
+class _Found:
+    """What a chunk holds, as it is read.
 
     Attributes:
-        path: the cache file, whose name is the key of its content.
-        place: where the documents were read.
-        documents: one `DOCUMENT` row each.
-        max_token: the largest token id.
-        token_bytes: how wide an id is.
+        texts: texts that are not empty, to be encoded together.
+        own: each document's own tokens; None for a text.
+        documents: `DOCUMENT` rows, their ends still open.
+        spans: `SPAN` rows.
+        shapes: each shape's number.
+        faults: records that are no documents.
     """
 
-    path: Path
-    place: Place
-    documents: np.ndarray
-    max_token: int
-    token_bytes: int
-
-    @classmethod
-    def open(cls, path: Path, place: Place) -> Shard | None:
-        """The shard at `path`, or None when it is absent, cut short or altered."""
-        content = store.read(path)
-        if content is None:
-            return None
-        count, max_token, token_bytes, _ = np.frombuffer(content, "<i8", _HEAD_INTEGERS).tolist()
-        documents = np.frombuffer(content, DOCUMENT, count, offset=8 * _HEAD_INTEGERS).copy()
-        return cls(path, place, documents, max_token, token_bytes)
-
-    def map_tokens(self) -> np.ndarray:
-        """Its tokens, mapped into memory read-only.
-
-        Raises:
-            OSError: when the file is gone.
-            ValueError: when it has become shorter.
-        """
-        offset = store.HEADER_BYTES + 8 * _HEAD_INTEGERS + self.documents.nbytes
-        count = int(self.documents["end"][-1])
-        return np.memmap(self.path, f"<u{self.token_bytes}", mode="r", offset=offset, shape=(count,))
+    texts: list[str] = field(default_factory=list)
+    own: list[Tokens | None] = field(default_factory=list)
+    documents: list[tuple[int, ...]] = field(default_factory=list)
+    spans: list[tuple[int, int, float]] = field(default_factory=list)
+    shapes: dict[str, int] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=8).digest()
+def digest_of(told: bytes) -> int:
+    """A hash of what a document says."""
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little")
+
+
+def _not_text(where: str) -> DataError:
+    return DataError("the row is not plain text", where=where, do="Name its text with data.field.")
+
+
+def _spans(tokens: Tokens) -> list[tuple[int, int, float]]:
+    """Runs of equal weight; none where all is learned alike."""
+    weights = tokens.weights
+    if weights is None or (weights == 1).all():
+        return []
+    starts = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist()]
+    return list(zip(starts, [*starts[1:], len(weights)], weights[starts].tolist(), strict=True))

@@ -22,15 +22,42 @@ def mix(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
     return values
 
 
-def permutation(size: int, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:
-    """The order of `size` samples in an epoch.
+def permutation(size: int, seed: int, epoch: int, pool: int = 0) -> Int64[np.ndarray, " N"]:
+    """The order of `size` samples in one pool of an epoch.
 
     Example:
         >>> sorted(permutation(5, seed=0, epoch=1).tolist())
         [0, 1, 2, 3, 4]
     """
-    counter = np.arange(1, size + 1, dtype=np.uint64)
-    return np.argsort(mix(_key("order", seed, epoch) + counter * _GAMMA), kind="stable")
+    return _ordered(size, "order", seed, epoch, *([pool] if pool else []))
+
+
+def pools(
+    sizes: Int64[np.ndarray, " C"], pool_bytes: int, seed: int, epoch: int, shuffle: bool = True
+) -> list[Int64[np.ndarray, " _"]]:
+    """The chunks that are mixed with one another, one pool after the other, all chunks being drawn once an epoch.
+
+    Args:
+        sizes: bytes of each chunk.
+        pool_bytes: bytes that a pool has at most, but for the last chunk that comes into it.
+        seed: another seed gives other pools.
+        epoch: and so does another epoch.
+        shuffle: false keeps the chunks in their order.
+
+    Returns:
+        The numbers of each pool's chunks, rising.
+
+    Example:
+        >>> [pool.tolist() for pool in pools(np.array([3, 3, 3, 3]), 6, seed=0, epoch=0, shuffle=False)]
+        [[0, 1], [2, 3]]
+    """
+    order = _ordered(len(sizes), "chunks", seed, epoch) if shuffle else np.arange(len(sizes))
+    drawn = sizes[order]
+    total = int(drawn.sum())
+    count = max(1, -(-total // pool_bytes))
+    middle = np.cumsum(drawn) - drawn / 2
+    number = (middle * count / max(total, 1)).astype(np.int64)
+    return [np.sort(pool) for pool in np.split(order, np.flatnonzero(np.diff(number)) + 1)]
 
 
 def chosen(digests: UInt64[np.ndarray, " D"], fraction: float, seed: int) -> Bool[np.ndarray, " D"]:
@@ -42,6 +69,22 @@ def chosen(digests: UInt64[np.ndarray, " D"], fraction: float, seed: int) -> Boo
         seed: another seed holds out others.
     """
     return mix(_key("split", seed) ^ digests) < np.uint64(int(fraction * 2**64))
+
+
+def uniform(number: int, *parts: object) -> float:
+    """A number in [0, 1): the `number`-th of the stream that the parts name.
+
+    Example:
+        >>> uniform(3, "mixture", 0) == uniform(3, "mixture", 0) != uniform(4, "mixture", 0)
+        True
+    """
+    counter = np.array([number + 1], np.uint64)
+    return int(mix(_key(*parts) + counter * _GAMMA)[0] >> np.uint64(11)) / 2**53
+
+
+def _ordered(size: int, *parts: object) -> Int64[np.ndarray, " N"]:
+    counter = np.arange(1, size + 1, dtype=np.uint64)
+    return np.argsort(mix(_key(*parts) + counter * _GAMMA), kind="stable")
 
 
 def _key(*parts: object) -> UInt64[np.ndarray, " 1"]:

@@ -1,19 +1,29 @@
-"""From the `data` noun of a recipe to a tokenizer and corpora."""
+"""From the `data` noun of a recipe to a tokenizer, and to what is trained and measured on."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from danlu.data import store
-from danlu.data.config import DataConfig
+from danlu.data.chat import Chat
+from danlu.data.chat_template import ChatTemplate, resolve_template
+from danlu.data.collection import Collection
+from danlu.data.config import DataConfig, Part
 from danlu.data.corpus import Corpus
+from danlu.data.cutting import Rules
+from danlu.data.encoder import Encoder
 from danlu.data.files import resolve
-from danlu.data.formats import read_chunks
+from danlu.data.index import index
+from danlu.data.mixture import Mixture, Portion
+from danlu.data.rows import Reader, texts
+from danlu.data.source import DataSource
 from danlu.data.template import Template
 from danlu.data.tokenizer import Tokenizer
+from danlu.errors import DataError
 
 TRAINING_BYTES = 64 << 20
 """How much text a tokenizer is trained on."""
@@ -21,22 +31,50 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class Documents:
+    """What a recipe names, indexed; nothing is encoded yet.
+
+    Attributes:
+        tokenizer: given, loaded or trained.
+        train: each part of what is trained on.
+        held_out: files of their own to measure on, if there are any.
+    """
+
+    tokenizer: Tokenizer
+    train: tuple[Collection, ...]
+    held_out: Collection | None
+
+
+@dataclass(frozen=True)
 class Data:
     """What a run learns from.
 
     Attributes:
+        documents: what it was made of.
         tokenizer: given, loaded or trained.
-        train: samples to train on.
+        train: what to train on, encoded as it is needed.
         held_out: samples to measure on, if any are wanted.
     """
 
+    documents: Documents
     tokenizer: Tokenizer
-    train: Corpus
+    train: Collection | Mixture
     held_out: Corpus | None
 
+    def source(self, config: DataConfig, *, seed: int, epochs: int | None = None) -> DataSource:
+        """What a run draws its steps from.
 
-def build_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None) -> Data:
-    """Read, encode and split what a recipe names.
+        Args:
+            config: what the data were made of.
+            seed: decides the order.
+            epochs: passes over the data; None is without end.
+        """
+        stream = self.train.stream(seed=seed, shuffle=config.shuffle, epochs=epochs)
+        return DataSource(stream, step_samples=config.step_samples, step_tokens=config.step_tokens)
+
+
+def open_documents(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None) -> Documents:
+    """Index what a recipe names.
 
     Args:
         config: the recipe's `data`.
@@ -50,30 +88,109 @@ def build_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None
     """
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = Tokenizer.load(config.tokenizer)
-    chosen = tokenizer or train_tokenizer(config.train, config.field, config.vocab_size, config.cache)
+    chosen = tokenizer or _trained_tokenizer(config)
+    fraction = config.held_out if isinstance(config.held_out, float) else 0.0
+    rules = Rules(config.context, config.too_long, fraction, seed if fraction else 0)
+    parts = config.parts
+    train = tuple(_collection(config, part, chosen, rules, len(parts)) for part in parts)
+    if config.held_out is None or isinstance(config.held_out, float):
+        return Documents(chosen, train, None)
+    own = Rules(config.context, config.too_long)
+    return Documents(chosen, train, _collection(config, Part(files=config.held_out), chosen, own))
 
-    def corpus(files: str | list[str]) -> Corpus:
-        return Corpus.open(
-            files,
-            chosen,
-            context=config.context,
-            field=config.field,
-            cache=config.cache,
-            workers=config.workers,
-            add_bos=config.add_bos,
-            add_eos=config.add_eos,
-        )
 
-    train = corpus(config.train)
-    if config.held_out is None:
-        return Data(chosen, train, None)
+def build_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None) -> Data:
+    """Index what a recipe names, and encode what is to be measured on.
+
+    Args:
+        config: the recipe's `data`.
+        seed: decides which documents a fraction holds out.
+        tokenizer: the model's own, in place of the recipe's.
+
+    Raises:
+        DataError: when what is measured on cannot be read as it is.
+        CheckpointError, RecipeError: as `open_documents`.
+    """
+    documents = open_documents(config, seed, tokenizer)
+    parts, collections = config.parts, documents.train
+    portions = [
+        Portion(made, part.weight or made.num_documents, part.seed, part.epochs)
+        for part, made in zip(parts, collections, strict=True)
+    ]
+    train = collections[0] if parts == [Part(files=parts[0].files)] else Mixture(portions)
+    held_out = None if documents.held_out is None else documents.held_out.whole()
     if isinstance(config.held_out, float):
-        return Data(chosen, *train.split(config.held_out, seed))
-    return Data(chosen, train, corpus(config.held_out))
+        held_out = _held_out(collections, config.held_out_samples)
+    return Data(documents, documents.tokenizer, train, held_out)
+
+
+def build_encoder(
+    tokenizer: Tokenizer,
+    *,
+    field: str | None = None,
+    fields: Mapping[str, str] | None = None,
+    chat_template: str | None = None,
+    train_on: Sequence[str] = ("assistant",),
+    add_bos: bool = True,
+    add_eos: bool = True,
+) -> Encoder:
+    """What makes tokens of rows, from what a recipe says of them; see `DataConfig`.
+
+    Raises:
+        RecipeError: when `field` is no template.
+        DataError: when the chat template is not sound.
+        UnsupportedError: when it cannot be told which one is meant.
+    """
+    if field is not None:
+        return Encoder(tokenizer, add_bos, add_eos, Reader(Template.parse(field)))
+    if chat_template is None:
+        template = ChatTemplate.of(tokenizer.files, "tokenizer")
+    else:
+        template = resolve_template(chat_template, tokenizer)
+    chat = Chat(tokenizer, template, tuple(train_on), add_bos, add_eos)
+    return Encoder(tokenizer, add_bos, add_eos, Reader(fields=tuple((fields or {}).items())), chat)
+
+
+def _collection(config: DataConfig, part: Part, tokenizer: Tokenizer, rules: Rules, parts: int = 1) -> Collection:
+    own = part.field is not None or part.fields is not None
+    encoder = build_encoder(
+        tokenizer,
+        field=part.field if own else config.field,
+        fields=part.fields if own else config.fields,
+        chat_template=config.chat_template,
+        train_on=config.train_on,
+        add_bos=config.add_bos,
+        add_eos=config.add_eos,
+    )
+    workers = -(-(config.workers or os.cpu_count() or 1) // parts)  # each part has its own
+    return Collection.open(
+        part.files, encoder, rules, cache=config.cache, workers=workers, quarantine=config.quarantine
+    )
+
+
+def _held_out(collections: Sequence[Collection], limit: int) -> Corpus:
+    """The first samples of the other side, of each part as many as it has documents for."""
+    total = sum(made.num_documents for made in collections)
+    sides = [made.held_out() for made in collections]
+    if len(sides) == 1:
+        return sides[0].whole(limit)
+    corpora = [side.whole(max(1, round(limit * side.num_documents / total))) for side in sides]
+    shards = [shard for corpus in corpora for shard in corpus.shards]
+    return Corpus(shards, sides[0].rules, num_files=sum(side.num_files for side in sides), limit=limit)
+
+
+def _trained_tokenizer(config: DataConfig) -> Tokenizer:
+    files = [name for part in config.parts for name in ([part.files] if isinstance(part.files, str) else part.files)]
+    fields = config.parts[0].fields or config.fields
+    return train_tokenizer(files, config.parts[0].field or config.field, config.vocab_size, config.cache, fields)
 
 
 def train_tokenizer(
-    files: str | Sequence[str], field: str, vocab_size: int, cache: str | Path | None = None
+    files: str | Sequence[str],
+    field: str | None,
+    vocab_size: int,
+    cache: str | Path | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> Tokenizer:
     """A byte-level BPE of the first documents of some files, up to about `TRAINING_BYTES`.
 
@@ -81,31 +198,43 @@ def train_tokenizer(
 
     Args:
         files: files, globs and folders.
-        field: of JSONL and Parquet, the field that holds the text, or a template of fields.
+        field: of rows, the field that holds the text, or a template of fields; None: their shape tells.
         vocab_size: how large the vocabulary may become.
         cache: the cache's folder.
+        fields: of rows whose fields have other names than their shape's.
 
     Raises:
         DataError: when a file cannot be read.
     """
-    texts = list(_first_texts(resolve(files), Template.parse(field)))
-    state = hashlib.blake2b(repr((_VERSION, vocab_size, [len(text) for text in texts])).encode(), digest_size=16)
-    for text in texts:
+    reader = Reader(None if field is None else Template.parse(field), tuple((fields or {}).items()))
+    folder = store.cache_folder(cache)
+    read = list(_first_texts(resolve(files), reader, folder))
+    state = hashlib.blake2b(repr((_VERSION, vocab_size, [len(text) for text in read])).encode(), digest_size=16)
+    for text in read:
         state.update(text.encode())
-    path = store.entry(store.cache_folder(cache), state.hexdigest())
+    path = store.entry(folder, state.hexdigest())
     stored = store.read(path)
     if stored is not None:
         return Tokenizer.of_bpe(bytes(stored))
-    tokenizer = Tokenizer.train_bpe(texts, vocab_size)
+    tokenizer = Tokenizer.train_bpe(read, vocab_size)
     store.write(path, [tokenizer.json])
     return tokenizer
 
 
-def _first_texts(files: Sequence[Path], template: Template) -> Iterator[str]:
-    """Whole chunks of documents until there is enough."""
+def _first_texts(files: Sequence[Path], reader: Reader, folder: Path) -> Iterator[str]:
+    """Whole chunks of documents until there is enough; rows that are none are told of when they are encoded."""
     num_bytes = 0
-    for chunk in read_chunks(files, template):
-        yield from chunk.texts()
-        num_bytes += sum(map(len, chunk.records))
+    for chunk in index(files, folder):
+        for found in reader.read(chunk):
+            if not isinstance(found, DataError):
+                yield from filter(_is_sound, texts(found[1]))
+        num_bytes += chunk.num_bytes
         if num_bytes >= TRAINING_BYTES:
             return
+
+
+def _is_sound(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from danlu.errors import DataError
 
@@ -34,7 +37,7 @@ def write(path: Path, parts: Iterable[bytes]) -> None:
     """
     content = b"".join(parts)
     header = _HEADER.pack(_MAGIC, len(content), _checksum(path, content))
-    try:
+    with _writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -45,9 +48,42 @@ def write(path: Path, parts: Iterable[bytes]) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
-    except OSError as fault:
-        do = "Set data.cache or DANLU_CACHE to a folder with room."
-        raise DataError(f"the cache cannot be written ({fault.strerror or fault})", where=path.parent, do=do) from fault
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file too large to be held, put in place once it is whole; whoever reads it checks its content by parts.
+
+    Only one process at a time may write it (`locked`). So what a killed one left behind has a known name, and is
+    overwritten by the next.
+
+    Raises:
+        DataError: when the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with _writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                yield file
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out; one that dies lets go.
+
+    Raises:
+        DataError: when the folder cannot be written.
+    """
+    with _writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def read(path: Path) -> memoryview | None:
@@ -62,6 +98,15 @@ def read(path: Path) -> memoryview | None:
     content = data[HEADER_BYTES:]
     sound = magic == _MAGIC and length == len(content) and checksum == _checksum(path, content)
     return content if sound else None
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as fault:
+        do = "Set data.cache or DANLU_CACHE to a folder with room."
+        raise DataError(f"the cache cannot be written ({fault.strerror or fault})", where=folder, do=do) from fault
 
 
 def _checksum(path: Path, content: bytes | memoryview) -> int:

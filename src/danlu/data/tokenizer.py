@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -153,6 +154,16 @@ class Tokenizer:
         return self._files[_JSON]
 
     @property
+    def files(self) -> Mapping[str, bytes]:
+        """The content of its files, by their names."""
+        return self._files
+
+    @functools.cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that a chat's text is searched for before it is cut into words, and their ids."""
+        return {token.content: i for i, token in self._backend.get_added_tokens_decoder().items()}
+
+    @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """The narrowest type that holds every id: uint16 or uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
@@ -178,10 +189,39 @@ class Tokenizer:
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as fault:  # the library raises bare Exceptions
-            raise DataError(f"the tokenizer cannot encode a text ({fault})", do="Use a byte-level tokenizer.") from None
+            raise _no_ids(fault) from None
         ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         return np.fromiter(itertools.chain.from_iterable(ids), self.dtype, int(lengths.sum())), lengths
+
+    def encode_chat(self, texts: Sequence[str]) -> list[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, "_ 2"]]]:
+        """The ids of each text, and the characters of it that each id stands for, from first to one past the last.
+
+        A text is a rendered chat: special tokens written out in it are special tokens.
+
+        Raises:
+            DataError: when the tokenizer has no ids for a text, which a byte-level one always has.
+        """
+        try:
+            encodings = self._chat_backend.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as fault:  # the library raises bare Exceptions
+            raise _no_ids(fault) from None
+        ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        places = (itertools.chain.from_iterable(encoding.offsets) for encoding in encodings)
+        return [
+            (i, np.fromiter(place, np.int64, 2 * len(i)).reshape(-1, 2)) for i, place in zip(ids, places, strict=True)
+        ]
+
+    @functools.cached_property
+    def _chat_backend(self) -> Any:
+        from tokenizers import Tokenizer as Backend
+
+        parts = json.loads(self._files[_JSON])
+        parts["post_processor"] = None  # it would leave the spaces at a token's ends out of its place
+        backend = Backend.from_str(json.dumps(parts))
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens written out."""
@@ -203,6 +243,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise CheckpointError("the file is not JSON", where=path, do="Get it anew.") from None
     return content if isinstance(content, dict) else {}
+
+
+def _no_ids(fault: Exception) -> DataError:
+    return DataError(f"the tokenizer cannot encode a text ({fault})", do="Use a byte-level tokenizer.")
 
 
 def _config(bos_token: str | None, eos_token: str | None) -> bytes:

@@ -26,8 +26,8 @@ class Plan:
     """How long a run is and what happens when.
 
     Attributes:
-        steps: updates, when the run is so many; else None.
-        samples: samples in all, when the run is so many epochs.
+        steps: updates, at most; None is no bound.
+        epochs: passes over the data, at most; None is no bound. The run ends at the bound it comes to first.
         eval_every: updates between measurements.
         checkpoint_every: updates between checkpoints.
         keep_checkpoints: how many of the newest are kept.
@@ -35,17 +35,16 @@ class Plan:
     """
 
     steps: int | None
-    samples: int | None
+    epochs: int | None
     eval_every: int
     checkpoint_every: int
     keep_checkpoints: int
     lr: float
 
-    def share(self, progress: Progress, samples: int = 0) -> float:
-        """The share of the run that is consumed; with `samples`, when one more update of so many ends."""
-        if self.steps is not None:
-            return (progress.step + bool(samples)) / self.steps
-        return (progress.samples + samples) / (self.samples or 1)
+    def share(self, steps: int, epochs: float) -> float:
+        """The share of the run that is done after so many updates and passes over the data."""
+        bounds = ((steps, self.steps), (epochs, self.epochs))
+        return max((done / bound for done, bound in bounds if bound is not None), default=0.0)
 
 
 @dataclass
@@ -98,13 +97,13 @@ class Loop:
         if self.progress.measured < 0:
             self._measure_start()
         stop = None
-        while stop is None and self.plan.share(self.progress) < 1:
+        while stop is None and not self._done:
             start = time.perf_counter()
             samples = self.source.draw()
             if not samples:
                 break
             row = self._update([self.updater.method.group(sample) for sample in samples], start)
-            done = self.plan.share(self.progress) >= 1
+            done = self._done
             stop = None if done else self.stopping()
             if done or self._due(self.plan.eval_every):
                 row |= self._measure()
@@ -162,14 +161,18 @@ class Loop:
             return False
         return progress.best_loss is None or progress.measured_loss < progress.best_loss
 
+    @property
+    def _done(self) -> bool:
+        return self.plan.share(self.progress.step, self.source.epochs) >= 1
+
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
     def _update(self, groups: Sequence[Batch], start: float) -> dict[str, Any]:
-        """One update; what was measured of it."""
+        """One update by what was just drawn; what was measured of it."""
         updater, progress = self.updater, self.progress
         samples, tokens = sum(g.num_samples for g in groups), sum(len(g) for g in groups)
-        lr = self.plan.lr * self.schedule.factor(self.plan.share(progress, samples))
+        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(progress.step + 1, self.source.epochs)))
         measured = updater.gradient(groups, progress.step)
         norm = updater.clip()
         if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):

@@ -76,9 +76,10 @@ class Updater:
         """Scale the gradient down where it is too long; its norm before that."""
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
+        length = float(norm)
+        if self.clip_norm is not None and length > self.clip_norm:
             nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.clip_norm, norm)
-        return float(norm)
+        return length
 
     def move(self, lr: float) -> None:
         """Take the step."""

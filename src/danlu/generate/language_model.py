@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from danlu.architecture.hub import load_hub
+from danlu.architecture.checkpoint import load_model
 from danlu.contracts import SequenceModel
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
@@ -48,7 +48,7 @@ class LanguageModel:
             UnsupportedError: when the architecture is not ours.
         """
         path = Path(path).expanduser()
-        model, tokenizer = load_hub(path), Tokenizer.load(path)
+        model, tokenizer = load_model(path), Tokenizer.load(path)
         if tokenizer.vocab_size > model.config.vocabulary:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocabulary}"
             raise CheckpointError(what, where=path, do="Put the tokenizer there that the model was trained with.")

@@ -79,18 +79,18 @@ def render(page: Page, plotly_js: str) -> str:
     moments = _folded([_moment(moment) for moment in page.moments], _SHOWN_MOMENTS, "rows events", "events")
     sections = [
         ("Warnings", _list("rows warnings", [f"<li>{escape(warning)}</li>" for warning in page.warnings])),
-        ("Training", _charts(page.charts)),
-        ("Samples", _card(samples)),
-        ("Data", _card(_pairs("pairs", page.data)) + _charts(page.data_charts)),
-        ("Timeline", _card(moments)),
-        ("Recipe", _card(_recipe(page.recipe))),
-        ("Machine and versions", _card(_pairs("pairs", page.machine))),
+        ("Training", charts(page.charts)),
+        ("Samples", card(samples)),
+        ("Data", card(pairs("pairs", page.data)) + charts(page.data_charts)),
+        ("Timeline", card(moments)),
+        ("Recipe", card(_recipe(page.recipe))),
+        ("Machine and versions", card(pairs("pairs", page.machine))),
     ]
-    body = [_pairs("facts", page.facts), _fit(page.fit), template.NO_SCRIPT]
+    body = [pairs("facts", page.facts), _fit(page.fit), template.NO_SCRIPT]
     body += [template.SECTION.substitute(heading=head, content=content) for head, content in sections if content]
     scripts = [plotly_js.replace("\r", ""), template.SCRIPT]
     return template.PAGE.substitute(
-        policy=_policy(scripts),
+        policy=policy(scripts),
         title=escape(page.title),
         status=escape(page.status),
         style=template.STYLE,
@@ -100,14 +100,15 @@ def render(page: Page, plotly_js: str) -> str:
     )
 
 
-def _policy(scripts: Iterable[str]) -> str:
+def policy(scripts: Iterable[str]) -> str:
     """No request at all, and no script but these."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def _pairs(kind: str, facts: tuple[Fact, ...]) -> str:
+def pairs(kind: str, facts: tuple[Fact, ...]) -> str:
+    """Names and values, one under another."""
     if not facts:
         return ""
     items = []
@@ -122,7 +123,8 @@ def _fit(fit: Fit) -> str:
     return template.FIT.substitute(tone=_TONES[fit.verdict], verdict=verdict, sentence=escape(fit.sentence))
 
 
-def _charts(charts: tuple[Chart, ...]) -> str:
+def charts(charts: tuple[Chart, ...]) -> str:
+    """Charts, narrow ones side by side."""
     if not charts:
         return ""
     narrow = [chart for chart in charts if not chart.wide]
@@ -173,7 +175,8 @@ def _list(kind: str, items: list[str]) -> str:
     return f'<ol class="{kind}">{"".join(items)}</ol>' if items else ""
 
 
-def _card(content: str) -> str:
+def card(content: str) -> str:
+    """A frame around what there is."""
     return f'<div class="card">{content}</div>' if content else ""
 
 

@@ -7,6 +7,8 @@ copied for a second child and no mask is built.
 References:
     Dao, 2023, "FlashAttention-2", https://arxiv.org/abs/2307.08691
     Ainslie et al., 2023, "GQA: training generalized multi-query transformer models", https://arxiv.org/abs/2305.13245
+    Gemma team, 2024, "Gemma 2" (capped scores), https://arxiv.org/abs/2408.00118
+    OpenAI, 2025, "gpt-oss-120b & gpt-oss-20b model card" (sinks), https://arxiv.org/abs/2508.10925
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ class Backend(Protocol):
         window: int | None,
         scale: float,
         dropout: AttentionDropout | None,
+        softcap: float | None = None,
+        sinks: Float[Tensor, " H"] | None = None,
     ) -> Float[Tensor, "Tq H K"]:
         """Attend."""
         ...
@@ -80,6 +84,8 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     dropout: AttentionDropout | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     backend: Backend | None = None,
 ) -> Float[Tensor, "Tq H K"]:
     """softmax(q k^T scale) v over the keys each query sees; zero where it sees none.
@@ -92,11 +98,13 @@ def attention(
         window: how far along its path a query sees, itself included; None is without limit.
         scale: of the scores; ``K ** -0.5`` by default.
         dropout: of the probabilities.
+        softcap: c, where scores s are bent to ``c tanh(s / c)``.
+        sinks: for each head the score of one more key, seen by every query, whose value is zero.
         backend: how; chosen by device when None.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     attend = backend or backend_for(q.device)
-    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout)
+    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)
 
 
 def backend_for(device: torch.device) -> Backend:
@@ -121,14 +129,21 @@ def attend_reference(
     window: int | None,
     scale: float,
     dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "Tq H K"]:
     """The definition, with the whole mask and all scores written out; what the other back-ends are compared with."""
     group = q.shape[1] // k.shape[1]
     keys, values = (t.repeat_interleave(group, dim=1) for t in (k, v))
     seen = sight.mask(window)
     scores = torch.einsum("qhd,khd->hqk", q, keys) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     scores = scores.masked_fill(~seen, float("-inf")).masked_fill(~seen.any(1)[:, None], 0.0)
-    probabilities = scores.softmax(-1) * seen
+    if sinks is not None:
+        sink = sinks.to(scores.dtype)[:, None, None].expand(-1, len(q), -1)
+        scores = torch.cat([scores, sink], dim=-1)
+    probabilities = scores.softmax(-1)[..., : len(keys)] * seen
     if dropout is not None:
         everything = slice(None)
         probabilities = probabilities * dropout.scale(everything, everything, q.shape[1])

@@ -60,42 +60,44 @@ def precise(x: Tensor) -> torch.dtype:
 
 
 class Merged:
-    """What the rows have attended to so far: ``[H, T, K]`` and its log-sum-exp ``[H, T]``."""
+    """What the rows have attended to so far: ``[T, H, K]`` and its log-sum-exp ``[H, T]``.
 
-    def __init__(self, q: Tensor, table: Tensor, window: int) -> None:
-        calls_of_row = torch.zeros(q.shape[1], dtype=torch.int64)
+    A sink is a key of value zero that every row sees, so it is where the merging begins.
+    """
+
+    def __init__(self, q: Tensor, table: Tensor, window: int, sinks: Tensor | None) -> None:
+        calls_of_row = torch.zeros(len(q), dtype=torch.int64)
         for q0, q1, k0, k1, _ in table.tolist():
             calls_of_row[q0:q1] += k1 > k0
-        several = bool((calls_of_row > 1).any())
-        self.complete = bool((calls_of_row > 0).all()) and not several and window == NO_WINDOW
-        self.values = torch.empty_like(q) if self.complete else torch.zeros_like(q, dtype=precise(q))
-        self.lse = torch.full(q.shape[:2], -math.inf, dtype=precise(q))
+        once = bool((calls_of_row == 1).all())
+        self.complete = once and window == NO_WINDOW and sinks is None
+        self.values = q.new_empty(q.shape) if self.complete else q.new_zeros(q.shape, dtype=precise(q))
+        self.lse = torch.full((q.shape[1], len(q)), -math.inf, dtype=precise(q))
+        if sinks is not None:
+            self.lse.copy_(sinks[:, None])
 
     def add(self, rows: slice, values: Tensor, lse: Tensor) -> None:
-        """Fold in one call's result."""
+        """Fold in one call's result, ``[n, H, K]`` and ``[H, n]``."""
         if self.complete:
-            self.values[:, rows], self.lse[:, rows] = values, lse
+            self.values[rows], self.lse[:, rows] = values, lse
             return
         before = self.lse[:, rows]
         total = torch.logaddexp(before, lse)
-        mine, theirs = ((x - total).exp().nan_to_num_(0.0).unsqueeze(-1) for x in (before, lse))
-        self.values[:, rows] = self.values[:, rows] * mine + values * theirs
+        mine, theirs = ((x - total).exp().nan_to_num_(0.0).t().unsqueeze(-1) for x in (before, lse))
+        self.values[rows] = self.values[rows] * mine + values * theirs
         self.lse[:, rows] = total
 
     def result(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The values as ``[T, H, K]`` in the precision of q, and the log-sum-exp ``[H, T]``."""
-        return self.values.transpose(0, 1).to(q.dtype).contiguous(), self.lse
+        """The values in the precision of q, and the log-sum-exp."""
+        return self.values.to(q.dtype), self.lse
 
 
-def heads_first(x: Tensor, num_heads: int) -> Tensor:
-    """``[T, G, K]`` as ``[H, T, K]``, each key head repeated for its queries' heads."""
-    return x.repeat_interleave(num_heads // x.shape[1], dim=1).transpose(0, 1).contiguous()
-
-
-def heads_last(x: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:
-    """``[H, T, K]`` as ``[T, G, K]``, the heads that share a key head summed."""
-    heads = x if x.shape[0] == num_groups else x.unflatten(0, (num_groups, -1)).sum(1)
-    return heads.transpose(0, 1).to(dtype).contiguous()
+def sink_gradient(sinks: Tensor | None, grad: Tensor, out: Tensor, lse: Tensor) -> Tensor | None:
+    """The gradient of each head's sink: its value is zero, so that of its score is -p sum(dO O)."""
+    if sinks is None:
+        return None
+    share = (sinks[:, None] - lse).exp()
+    return -(share * (grad.to(lse.dtype) * out).sum(-1).T).sum(1).to(sinks.dtype)
 
 
 def like_queries(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:

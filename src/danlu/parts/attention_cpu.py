@@ -15,8 +15,17 @@ from danlu.sight import Sight
 
 
 def attend_on_cpu(
-    q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, window: int | None, scale: float, dropout: AttentionDropout | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    *,
+    window: int | None,
+    scale: float,
+    dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`."""
     attend = attend_tiled if is_compiling() else attend_fused
-    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout)
+    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)

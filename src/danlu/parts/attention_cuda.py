@@ -1,15 +1,16 @@
 """Attention on CUDA: variable-length kernels where they suffice, FlexAttention for everything else.
 
 Runs side by side (documents, images, rows and their own keys in another forest) go through FlashAttention's
-variable-length kernel. Forests, extra and cached keys, single precision and dropout go through FlexAttention, told
-who sees whom by the two integers a key that `Sight` keeps.
+variable-length kernel. Forests, extra and cached keys, single precision, dropout, capped scores and sinks go through
+FlexAttention, told who sees whom by the two integers a key that `Sight` keeps.
 
 FlexAttention cannot drop after its softmax, so dropout is put together from two passes. With m = 0 where a probability
 is dropped and 1 elsewhere,
 
     sum_j m_j exp(s_j) v_j / ((1 - p) sum_j exp(s_j)) = o' exp(lse' - lse) / (1 - p),
 
-where o' and lse' come from scores set to -inf where dropped, and lse from all of them.
+where o' and lse' come from scores set to -inf where dropped, and lse from all of them. A sink of score z, a key of
+value zero, likewise leaves a share sigmoid(lse - z) of the output.
 
 References:
     Dao, 2023, "FlashAttention-2", https://arxiv.org/abs/2307.08691
@@ -48,15 +49,25 @@ Modifier: TypeAlias = Callable[..., Tensor]
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # which way is data, so a compiled block breaks here
 def attend_on_cuda(
-    q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, window: int | None, scale: float, dropout: AttentionDropout | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    *,
+    window: int | None,
+    scale: float,
+    dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`; float64, which no kernel knows, by the definition."""
+    wanted: dict[str, Any] = {"scale": scale, "dropout": dropout, "softcap": softcap, "sinks": sinks}
     if q.dtype == torch.float64:
-        return attend_reference(q, k, v, sight, window=window, scale=scale, dropout=dropout)
-    plan = _Plan.of(sight)
-    if dropout is None and plan.runs is not None and flash_suffices(q, plan.runs, window):
+        return attend_reference(q, k, v, sight, window=window, **wanted)
+    plan, plain = _Plan.of(sight), dropout is None and softcap is None and sinks is None
+    if plain and plan.runs is not None and flash_suffices(q, plan.runs, window):
         return attend_runs(q, k, v, plan.runs, window=window, scale=scale)
-    return attend_flex(q, k, v, plan.block_mask(sight, window), scale=scale, dropout=dropout)
+    return attend_flex(q, k, v, plan.block_mask(sight, window), **wanted)
 
 
 class Runs(NamedTuple):
@@ -137,6 +148,8 @@ def attend_flex(
     *,
     scale: float,
     dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     kernel: Callable[..., Any] | None = None,
 ) -> Tensor:
     """Through FlexAttention.
@@ -148,20 +161,27 @@ def attend_flex(
         mask: who sees whom, from `block_mask`; None when there are no queries or no keys.
         scale: of the scores.
         dropout: of the probabilities.
+        softcap: of the scores.
+        sinks: each head's further score.
         kernel: called as `flex_attention`; by default that, compiled.
     """
     if mask is None:
         return q * 0
     kernel, short = kernel or _compiled_flex(), max(_NARROWEST_HEAD - q.shape[-1], 0)
     heads = [F.pad(x, (0, short)).transpose(0, 1)[None] for x in (q, k, v)]
-    settings = {"block_mask": mask, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
-    if dropout is None:
+    cap = None if softcap is None else capping(softcap, q.device)
+    settings = {"block_mask": mask, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1], "score_mod": cap}
+    if dropout is None and sinks is None:
         out = kernel(*heads, **settings)
     else:
         lse_too = AuxRequest(lse=True)
-        out, kept = kernel(*heads, score_mod=dropping(dropout, q.shape[1]), return_aux=lse_too, **settings)
-        _, whole = kernel(*heads, return_aux=lse_too, **settings)
-        share = torch.where(kept.lse.isneginf(), -math.inf, kept.lse - whole.lse).exp() / (1 - dropout.p)
+        out, whole = kernel(*heads, return_aux=lse_too, **settings)
+        share = torch.ones_like(whole.lse) if sinks is None else (whole.lse - sinks[:, None]).sigmoid()
+        if dropout is not None:
+            settings["score_mod"] = dropping(dropout, q.shape[1], cap)
+            out, kept = kernel(*heads, return_aux=lse_too, **settings)
+            left = torch.where(kept.lse.isneginf(), -math.inf, kept.lse - whole.lse).exp()
+            share = share * left / (1 - dropout.p)
         out = (out * share[..., None]).to(q.dtype)
     attended: Tensor = out[0].transpose(0, 1)[..., : q.shape[-1]]
     return attended
@@ -172,12 +192,23 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def dropping(dropout: AttentionDropout, num_heads: int) -> Modifier:
-    """Scores set to -inf where `danlu.parts.attention.keep_scale` is 0."""
+def capping(softcap: float, device: torch.device) -> Modifier:
+    """Scores bent to c tanh(s / c)."""
+    limit = torch.tensor(softcap, device=device)  # else a kernel each
+
+    def modify(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return limit * (score / limit).tanh()
+
+    return modify
+
+
+def dropping(dropout: AttentionDropout, num_heads: int, before: Modifier | None = None) -> Modifier:
+    """Scores, as modified before, set to -inf where `danlu.parts.attention.keep_scale` is 0."""
     by_head, by_key = bits(dropout.query_keys, dropout.place, num_heads), mix32(dropout.key_keys)
     threshold = drop_threshold(dropout.p, dropout.query_keys.device)
 
     def modify(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        score = score if before is None else before(score, batch, head, query, key)
         drawn = mix32(by_head[query, head] ^ by_key[key])
         return torch.where(drawn >= threshold, score, -math.inf)
 

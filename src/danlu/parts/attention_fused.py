@@ -1,4 +1,7 @@
-"""Attention on a CPU through torch's fused kernel, one call for each run of rows; dropout it leaves to the tiles."""
+"""Attention on a CPU through torch's fused kernel, one call for each run of rows.
+
+Dropout and capped scores it leaves to the tiles.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from danlu.parts.attention import AttentionDropout
-from danlu.parts.attention_calls import NO_WINDOW, Merged, like_inputs, like_queries, tiles
+from danlu.parts.attention_calls import NO_WINDOW, Merged, like_inputs, like_queries, sink_gradient, tiles
 from danlu.parts.attention_tiled import attend_tiled
 from danlu.sight import ANYWHERE, Sight
 
@@ -18,29 +21,46 @@ _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def attend_fused(
-    q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, window: int | None, scale: float, dropout: AttentionDropout | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    *,
+    window: int | None,
+    scale: float,
+    dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`."""
-    if dropout is not None:
-        return attend_tiled(q, k, v, sight, window=window, scale=scale, dropout=dropout)
+    if dropout is not None or softcap is not None:
+        return attend_tiled(q, k, v, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)
     reach = NO_WINDOW if window is None else window
-    return fused_attention(q, k, v, sight.calls, sight.query_offset, sight.key_offset, reach, scale)[0]
+    return fused_attention(q, k, v, sight.calls, sight.query_offset, sight.key_offset, reach, scale, sinks)[0]
 
 
 @torch.library.custom_op("danlu::fused_attention", mutates_args=(), device_types="cpu")
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, query_offset: Tensor, key_offset: Tensor, window: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    query_offset: Tensor,
+    key_offset: Tensor,
+    window: int,
+    scale: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The attended values ``[T, H, K]`` and each row's log-sum-exp ``[H, T]``."""
     q_, k_, v_ = (x.transpose(0, 1) for x in (q, k, v))
-    merged = Merged(q_, table, window)
+    merged = Merged(q, table, window, sinks)
     for rows, keys, causal, seen in _fused_calls(table, query_offset, key_offset, window):
         heads = (x[None, :, where] for x, where in ((q_, rows), (k_, keys), (v_, keys)))
         values, lse = (x[0] for x in _fused(*heads, 0.0, causal, attn_mask=_bias(seen, q), scale=scale))
         if seen is not None:
             blind = ~seen.any(1)
             values, lse = values.masked_fill(blind[:, None], 0.0), lse.masked_fill(blind, -math.inf)
-        merged.add(rows, values, lse)
+        merged.add(rows, values.transpose(0, 1), lse)
     return merged.result(q)
 
 
@@ -96,13 +116,14 @@ def fused_attention_backward(
 def _remember(
     ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]
 ) -> None:
-    q, k, v, table, query_offset, key_offset, ctx.window, ctx.scale = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(q, k, v, *output, table, query_offset, key_offset)  # type: ignore[arg-type]
+    q, k, v, table, query_offset, key_offset, ctx.window, ctx.scale, sinks = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(q, k, v, *output, table, query_offset, key_offset, sinks)  # type: ignore[arg-type]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    settings = (*ctx.saved_tensors, ctx.window, ctx.scale)  # type: ignore[attr-defined]
-    return (*fused_attention_backward(grad.contiguous(), *settings), *(None,) * 5)
+    *tensors, sinks = ctx.saved_tensors  # type: ignore[attr-defined]
+    grads = fused_attention_backward(grad.contiguous(), *tensors, ctx.window, ctx.scale)  # type: ignore[attr-defined]
+    return (*grads, *(None,) * 5, sink_gradient(sinks, grad, tensors[3], tensors[4]))
 
 
 fused_attention.register_fake(like_queries)

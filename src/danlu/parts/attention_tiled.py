@@ -1,6 +1,7 @@
 """Attention on a CPU by tiles: plain matrix products with the softmax between them as one compiled function.
 
-It is faster than the fused kernel when compilation is on (much so in bf16), and the only way that knows dropout.
+It is faster than the fused kernel when compilation is on (much so in bf16), and the only way that knows dropout and
+capped scores.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from danlu.parts.attention_calls import (
     NO_WINDOW,
     Merged,
     Tile,
-    heads_first,
-    heads_last,
     like_inputs,
     like_queries,
     precise,
+    sink_gradient,
     tiles,
 )
 from danlu.parts.compiled import compiled
@@ -27,14 +27,23 @@ from danlu.sight import Sight
 
 
 def attend_tiled(
-    q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, window: int | None, scale: float, dropout: AttentionDropout | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    *,
+    window: int | None,
+    scale: float,
+    dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`."""
     table, reach = (sight.calls, sight.query_offset, sight.key_offset), NO_WINDOW if window is None else window
-    if dropout is None:
-        return tiled_attention(q, k, v, *table, reach, scale, None, None, None, 0.0)[0]
-    keyed = (dropout.query_keys, dropout.key_keys, dropout.place, dropout.p)
-    return tiled_attention(q, k, v, *table, reach, scale, *keyed)[0]
+    keyed: tuple[Tensor | None, Tensor | None, Tensor | None, float] = (None, None, None, 0.0)
+    if dropout is not None:
+        keyed = (dropout.query_keys, dropout.key_keys, dropout.place, dropout.p)
+    return tiled_attention(q, k, v, *table, reach, scale, *keyed, softcap, sinks)[0]
 
 
 def _seen(like: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -42,18 +51,37 @@ def _seen(like: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (key >= low[:, None]) & (key < high[:, None])
 
 
+def _keep(keyed: tuple[Tensor, Tensor, Tensor], scores: Tensor, p: float) -> Tensor:
+    """`keep_scale` in the order of the scores."""
+    groups, rows, _ = scores.shape
+    by_head = keep_scale(*keyed, groups * rows // len(keyed[0]), p)  # [H, n, m]
+    return by_head.unflatten(0, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _scored(scores: Tensor, wide: torch.dtype, scale: float, softcap: float | None) -> Tensor:
+    scored = scores.to(wide) * scale
+    return scored if softcap is None else (scored / softcap).tanh() * softcap
+
+
 @compiled
 def _softmax(
-    scores: Tensor, low: Tensor, high: Tensor, scale: float, keyed: tuple[Tensor, Tensor, Tensor] | None, p: float
+    scores: Tensor,
+    low: Tensor,
+    high: Tensor,
+    scale: float,
+    keyed: tuple[Tensor, Tensor, Tensor] | None,
+    p: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Probabilities over the keys between low and high (dropped where keyed), and the log-sum-exp without dropout."""
-    wide = torch.where(_seen(scores, low, high), scores.to(precise(scores)) * scale, -math.inf)
+    scored = _scored(scores, precise(scores), scale, softcap)
+    wide = torch.where(_seen(scores, low, high), scored, -math.inf)
     peak = wide.amax(-1, keepdim=True)
     exponentials = (wide - torch.where(peak == -math.inf, 0.0, peak)).exp()
     total = exponentials.sum(-1, keepdim=True)
     probabilities = exponentials / torch.where(total == 0, 1.0, total)
     if keyed is not None:
-        probabilities = probabilities * keep_scale(*keyed, scores.shape[0], p)
+        probabilities = probabilities * _keep(keyed, scores, p)
     return probabilities.to(scores.dtype), (peak + total.log()).squeeze(-1)
 
 
@@ -68,17 +96,26 @@ def _softmax_backward(
     scale: float,
     keyed: tuple[Tensor, Tensor, Tensor] | None,
     p: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Probabilities (dropped where keyed) and the gradient of the scores; sum(dP P) is sum(dO O), dropped or not."""
-    seen = _seen(scores, low, high)
-    probabilities = torch.where(seen, (scores.to(lse.dtype) * scale - lse[..., None]).exp(), 0.0)
+    scored = _scored(scores, lse.dtype, scale, softcap)
+    probabilities = torch.where(_seen(scores, low, high), (scored - lse[..., None]).exp(), 0.0)
     slope = upstream.to(lse.dtype)
     kept = probabilities
     if keyed is not None:
-        keep = keep_scale(*keyed, scores.shape[0], p)
+        keep = _keep(keyed, scores, p)
         kept, slope = probabilities * keep, slope * keep
     gradient = probabilities * (slope - delta[..., None]) * scale
+    if softcap is not None:
+        gradient = gradient * (1 - (scored / softcap).square())
     return kept.to(scores.dtype), gradient.to(scores.dtype)
+
+
+@compiled
+def _product(grad: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum(dO O) over each head's width."""
+    return (grad.to(dtype) * out.to(dtype)).sum(-1)
 
 
 def _keyed(
@@ -103,15 +140,18 @@ def tiled_attention(
     key_keys: Tensor | None,
     place: Tensor | None,
     p: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The attended values ``[T, H, K]`` and each row's log-sum-exp ``[H, T]``."""
-    q_, k_, v_ = (heads_first(x, q.shape[1]) for x in (q, k, v))
-    merged = Merged(q_, table, window)
+    groups, merged = k.shape[1], Merged(q, table, window, sinks)
     for tile in tiles(table, query_offset, key_offset, window):
-        scores = torch.bmm(q_[:, tile.rows], k_[:, tile.keys].transpose(1, 2))
+        q_, (k_, v_) = _queries(q[tile.rows], groups), (_keys(x[tile.keys]) for x in (k, v))
+        low, high = _each_head(tile, q.shape[1] // groups)
         keyed = _keyed(tile, query_keys, key_keys, place)
-        probabilities, lse = _softmax(scores, tile.low, tile.high, scale, keyed, p)
-        merged.add(tile.rows, torch.bmm(probabilities, v_[:, tile.keys]), lse)
+        probabilities, lse = _softmax(torch.bmm(q_, k_.transpose(1, 2)), low, high, scale, keyed, p, softcap)
+        values = torch.bmm(probabilities, v_)
+        merged.add(tile.rows, _rows(values, q.shape[1]), _rows(lse, q.shape[1]).t())
     return merged.result(q)
 
 
@@ -132,37 +172,60 @@ def tiled_attention_backward(
     key_keys: Tensor | None,
     place: Tensor | None,
     p: float,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values."""
-    grad_, q_, k_, v_ = (heads_first(x, q.shape[1]) for x in (grad, q, k, v))
-    dq, dk, dv = (torch.zeros_like(x) for x in (q_, k_, v_))
-    delta = (grad.to(lse.dtype) * out).sum(-1).T
+    heads, groups = q.shape[1], k.shape[1]
+    dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    delta = _product(grad, out, lse.dtype)
     for tile in tiles(table, query_offset, key_offset, window):
         rows, keys = tile.rows, tile.keys
-        scores = torch.bmm(q_[:, rows], k_[:, keys].transpose(1, 2))
-        upstream = torch.bmm(grad_[:, rows], v_[:, keys].transpose(1, 2))
+        q_, grad_ = (_queries(x[rows], groups) for x in (q, grad))
+        k_, v_ = (_keys(x[keys]) for x in (k, v))
+        lse_, delta_ = (_queries(x[rows], groups) for x in (lse.t(), delta))
+        low, high = _each_head(tile, heads // groups)
+        scores, upstream = torch.bmm(q_, k_.transpose(1, 2)), torch.bmm(grad_, v_.transpose(1, 2))
         keyed = _keyed(tile, query_keys, key_keys, place)
-        kept, slope = _softmax_backward(
-            scores, upstream, lse[:, rows], delta[:, rows], tile.low, tile.high, scale, keyed, p
-        )
-        dv[:, keys] += torch.bmm(kept.transpose(1, 2), grad_[:, rows])
-        dk[:, keys] += torch.bmm(slope.transpose(1, 2), q_[:, rows])
-        dq[:, rows] += torch.bmm(slope, k_[:, keys])
-    groups = k.shape[1]
-    return heads_last(dq, q.shape[1], q.dtype), heads_last(dk, groups, k.dtype), heads_last(dv, groups, v.dtype)
+        kept, slope = _softmax_backward(scores, upstream, lse_, delta_, low, high, scale, keyed, p, softcap)
+        dv[keys] += torch.bmm(kept.transpose(1, 2), grad_).transpose(0, 1)
+        dk[keys] += torch.bmm(slope.transpose(1, 2), q_).transpose(0, 1)
+        dq[rows] += _rows(torch.bmm(slope, k_), heads)
+    return dq, dk, dv
+
+
+def _queries(x: Tensor, groups: int) -> Tensor:
+    """``[n, H, ...]`` as ``[G, n * H/G, ...]``: the heads that share a key head are more rows of one product."""
+    return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _rows(x: Tensor, heads: int) -> Tensor:
+    """``[G, n * H/G, ...]`` as ``[n, H, ...]``, the inverse of `_queries`."""
+    return x.unflatten(1, (-1, heads // x.shape[0])).transpose(0, 1).flatten(1, 2)
+
+
+def _keys(x: Tensor) -> Tensor:
+    """``[m, G, K]`` as ``[G, m, K]``."""
+    return x.transpose(0, 1).contiguous()
+
+
+def _each_head(tile: Tile, sharing: int) -> tuple[Tensor, Tensor]:
+    """The bounds of every row of `_queries`."""
+    return tile.low.repeat_interleave(sharing), tile.high.repeat_interleave(sharing)
 
 
 def _remember(
     ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]
 ) -> None:
-    q, k, v, table, query_offset, key_offset, ctx.window, ctx.scale, *keyed, ctx.p = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(q, k, v, *output, table, query_offset, key_offset, *keyed)  # type: ignore[arg-type]
+    q, k, v, table, query_offset, key_offset, ctx.window, ctx.scale, *rest = inputs  # type: ignore[attr-defined]
+    *keyed, ctx.p, ctx.softcap, sinks = rest  # type: ignore[attr-defined]
+    ctx.save_for_backward(q, k, v, *output, table, query_offset, key_offset, *keyed, sinks)  # type: ignore[arg-type]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, keyed = ctx.saved_tensors[:8], ctx.saved_tensors[8:]  # type: ignore[attr-defined]
-    settings = (*tensors, ctx.window, ctx.scale, *keyed, ctx.p)  # type: ignore[attr-defined]
-    return (*tiled_attention_backward(grad.contiguous(), *settings), *(None,) * 9)
+    *tensors, query_keys, key_keys, place, sinks = ctx.saved_tensors  # type: ignore[attr-defined]
+    keyed = (query_keys, key_keys, place, ctx.p, ctx.softcap)  # type: ignore[attr-defined]
+    grads = tiled_attention_backward(grad.contiguous(), *tensors, ctx.window, ctx.scale, *keyed)  # type: ignore[attr-defined]
+    return (*grads, *(None,) * 10, sink_gradient(sinks, grad, tensors[3], tensors[4]))
 
 
 tiled_attention.register_fake(like_queries)

@@ -8,6 +8,7 @@ References:
     Hsu et al., 2024, "Liger kernel", https://arxiv.org/abs/2410.10989
     Szegedy et al., 2016, "Rethinking the Inception architecture" (label smoothing), https://arxiv.org/abs/1512.00567
     Chowdhery et al., 2022, "PaLM" (z-loss), https://arxiv.org/abs/2204.02311
+    Gemma team, 2024, "Gemma 2" (capped logits), https://arxiv.org/abs/2408.00118
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from danlu.parts.compiled import compiled
 
-CHUNK_ELEMENTS = 1 << 24
-"""How many logits are held at a time."""
+CHUNK_BYTES = 1 << 26
+"""How much memory the logits take that are held at a time."""
 
 
 class CrossEntropy(NamedTuple):
@@ -50,6 +51,7 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> CrossEntropy:
     """sum_m w_m [(1 - s) nll_m + s mean_v(-log p_mv) + z lse_m^2].
 
@@ -61,8 +63,9 @@ def cross_entropy(
         weights: how much each counts.
         label_smoothing: s, in [0, 1).
         z_loss: z, ``>= 0``; keeps the log-normaliser near 0.
+        softcap: c, where logits x are bent to ``c tanh(x / c)``.
     """
-    return CrossEntropy(*_Fused.apply(hidden, weight, bias, tokens, weights, label_smoothing, z_loss))
+    return CrossEntropy(*_Fused.apply(hidden, weight, bias, tokens, weights, label_smoothing, z_loss, softcap))
 
 
 def log_probs(
@@ -70,14 +73,16 @@ def log_probs(
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, " V"] | None,
     tokens: Int[Tensor, " M"],
+    *,
+    softcap: float | None = None,
 ) -> Float[Tensor, " M"]:
     """Log p(token_m | row m), each with its own gradient; logits are made again in the backward pass."""
-    return _LogProbs.apply(hidden, weight, bias, tokens)
+    return _LogProbs.apply(hidden, weight, bias, tokens, softcap)
 
 
-def chunk_rows(vocabulary: int) -> int:
+def chunk_rows(vocabulary: int, dtype: torch.dtype) -> int:
     """How many rows are taken at a time."""
-    return max(128, CHUNK_ELEMENTS // vocabulary)
+    return max(128, CHUNK_BYTES // (vocabulary * dtype.itemsize))
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -118,13 +123,28 @@ def _softmax_in_place(logits: Tensor, lse: Tensor, slope: Tensor, shift: Tensor)
     logits.copy_((_precise(logits) - lse[:, None]).exp() * slope[:, None] - shift[:, None])
 
 
+@compiled
+def _cap(logits: Tensor, softcap: float) -> None:
+    logits.copy_((_precise(logits) / softcap).tanh() * softcap)
+
+
 def _differentiate(
-    logits: Tensor, lse: Tensor, tokens: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+    logits: Tensor,
+    lse: Tensor,
+    tokens: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
 ) -> None:
-    """Turn logits into the gradient of the weighted loss by them, in place."""
+    """Turn logits, capped where they are, into the gradient of the weighted loss by the uncapped ones, in place."""
+    bend = None if softcap is None else 1 - (logits / softcap).square()
     _softmax_in_place(logits, lse, weights * (1 + 2 * z_loss * lse), weights * (label_smoothing / logits.shape[1]))
-    hit = (-(1 - label_smoothing) * weights).to(logits.dtype)
-    logits.scatter_add_(1, tokens[:, None], hit[:, None])
+    hit = torch.arange(len(tokens), device=tokens.device) * logits.shape[1] + tokens
+    flat = logits.view(-1)  # a scatter along rows would copy them all in bf16
+    flat[hit] = (flat[hit] - (1 - label_smoothing) * weights).to(logits.dtype)
+    if bend is not None:
+        logits.mul_(bend)
 
 
 class _Fused(torch.autograd.Function):
@@ -138,21 +158,24 @@ class _Fused(torch.autograd.Function):
         weights: Tensor,
         label_smoothing: float,
         z_loss: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         totals = torch.zeros(4, dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=precise) if needs_weight else None
+        grad_weight = torch.empty_like(weight, dtype=precise) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=precise) if needs_bias and bias is not None else None
-        for chunk, logits in _chunks(hidden, head, shift):
+        for chunk, logits in _chunks(hidden, head, shift, softcap):
             wanted, counted = tokens[chunk], weights[chunk].to(precise)
             rows = _statistics(logits, wanted, label_smoothing)
             totals += _sums(rows, counted, label_smoothing, z_loss)
             if any(ctx.needs_input_grad[:3]):  # type: ignore[attr-defined]
-                _differentiate(logits, rows.lse, wanted, counted, label_smoothing, z_loss)
+                _differentiate(logits, rows.lse, wanted, counted, label_smoothing, z_loss, softcap)
                 _give_back(logits, hidden[chunk], head, chunk, grad_hidden, grad_weight, grad_bias)
+        if grad_weight is not None and not len(hidden):
+            grad_weight.zero_()
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)  # type: ignore[arg-type]
         loss, nll, z, correct = totals.unbind()
         ctx.mark_non_differentiable(nll, z, correct)
@@ -161,17 +184,23 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors]  # type: ignore[attr-defined]
-        return (*scaled, None, None, None, None)
+        return (*scaled, *(None,) * 5)
 
 
-def _chunks(hidden: Tensor, head: Tensor, shift: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(
+    hidden: Tensor, head: Tensor, shift: Tensor | None, softcap: float | None
+) -> Iterator[tuple[slice, Tensor]]:
     """A few rows' logits at a time, in one buffer used again and again."""
-    step = chunk_rows(len(head))
+    step = chunk_rows(len(head), head.dtype)
     buffer = hidden.new_empty(min(step, len(hidden)), len(head))
     for start in range(0, len(hidden), step):
         chunk = slice(start, min(start + step, len(hidden)))
         logits = torch.mm(hidden[chunk], head.t(), out=buffer[: chunk.stop - chunk.start])
-        yield chunk, logits if shift is None else logits.add_(shift)
+        if shift is not None:
+            logits.add_(shift)
+        if softcap is not None:
+            _cap(logits, softcap)
+        yield chunk, logits
 
 
 def _give_back(
@@ -183,13 +212,15 @@ def _give_back(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> None:
-    """Multiply the gradient of a chunk's logits back onto its inputs, into those of them that are wanted."""
+    """Multiply the gradient of a chunk's logits back onto its inputs; the first chunk sets what the others add to."""
     if grad_hidden is not None:
         torch.mm(slope, head, out=grad_hidden[chunk])
+    first = chunk.start == 0
     if grad_weight is not None and slope.dtype == grad_weight.dtype:
-        grad_weight.addmm_(slope.t(), hidden)
+        torch.mm(slope.t(), hidden, out=grad_weight) if first else grad_weight.addmm_(slope.t(), hidden)
     elif grad_weight is not None:
-        grad_weight += slope.t() @ hidden
+        part = slope.t() @ hidden
+        grad_weight.copy_(part) if first else grad_weight.add_(part)
     if grad_bias is not None:
         grad_bias += slope.sum(0, dtype=grad_bias.dtype)
 
@@ -197,24 +228,31 @@ def _give_back(
 class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         lse, target = (hidden.new_empty(len(hidden), dtype=precise) for _ in range(2))
-        for chunk, logits in _chunks(hidden, head, shift):
+        for chunk, logits in _chunks(hidden, head, shift, softcap):
             rows = _statistics(logits, tokens[chunk], 0.0)
             lse[chunk], target[chunk] = rows.lse, rows.target
         ctx.save_for_backward(hidden, weight, bias, tokens, lse)  # type: ignore[arg-type]
+        ctx.softcap = softcap  # type: ignore[attr-defined]
         return target - lse
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        softcap = ctx.softcap  # type: ignore[attr-defined]
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         wanted = [None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias)]
         wanted = [x if needed else None for x, needed in zip(wanted, ctx.needs_input_grad[:3], strict=True)]  # type: ignore[attr-defined]
-        for chunk, logits in _chunks(hidden, head, shift):
-            _differentiate(logits, lse[chunk], tokens[chunk], -grad[chunk], 0.0, 0.0)
+        for chunk, logits in _chunks(hidden, head, shift, softcap):
+            _differentiate(logits, lse[chunk], tokens[chunk], -grad[chunk], 0.0, 0.0, softcap)
             _give_back(logits, hidden[chunk], head, chunk, *wanted)
-        return (*wanted, None)
+        return (*wanted, None, None)

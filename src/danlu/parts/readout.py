@@ -19,15 +19,25 @@ from danlu.parts.cross_entropy import CrossEntropy, cross_entropy, log_probs
 
 @dataclass(frozen=True)
 class Head:
-    """The map from hidden states to logits.
+    """The map from hidden states h to logits: scale (h W^T + b), and c tanh of it / c where they are capped.
 
     Attributes:
-        weight: ``[V, D]``.
-        bias: ``[V]`` or None.
+        weight: W, ``[V, D]``.
+        bias: b, ``[V]`` or None.
+        scale: of the logits.
+        softcap: c, or None.
     """
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def scaled(self, hidden: Float[Tensor, "R D"]) -> tuple[Float[Tensor, "R D"], Float[Tensor, " V"] | None]:
+        """Hidden states and bias times the scale, so that nothing as wide as the vocabulary has to be."""
+        if self.scale == 1.0:
+            return hidden, self.bias
+        return hidden * self.scale, None if self.bias is None else self.bias * self.scale
 
 
 class Readout(ABC):
@@ -55,8 +65,17 @@ class Likelihood(Readout):
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> CrossEntropy:
         """The sums."""
         t = self.targets
-        rows, options = hidden[t.rows], {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
-        return cross_entropy(rows, head.weight, head.bias, t.tokens, t.weights, **options)
+        rows, bias = head.scaled(hidden.index_select(0, t.rows))
+        return cross_entropy(
+            rows,
+            head.weight,
+            bias,
+            t.tokens,
+            t.weights,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=head.softcap,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,8 @@ class LogProbs(Readout):
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, " M"]:
         """The log-probabilities in nats, float32."""
-        return log_probs(hidden[self.targets.rows], head.weight, head.bias, self.targets.tokens)
+        rows, bias = head.scaled(hidden.index_select(0, self.targets.rows))
+        return log_probs(rows, head.weight, bias, self.targets.tokens, softcap=head.softcap)
 
 
 @dataclass(frozen=True)
@@ -78,8 +98,10 @@ class Logits(Readout):
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R V"]:
         """The logits, in the head's precision."""
-        logits = hidden[self.rows].to(head.weight.dtype) @ head.weight.t()
-        return logits if head.bias is None else logits + head.bias
+        rows, bias = head.scaled(hidden[self.rows].to(head.weight.dtype))
+        logits = rows @ head.weight.t()
+        logits = logits if bias is None else logits + bias
+        return logits if head.softcap is None else head.softcap * (logits / head.softcap).tanh()
 
 
 @dataclass(frozen=True)

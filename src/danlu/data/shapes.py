@@ -1,0 +1,206 @@
+"""The shapes that rows of data come in, told by their fields, and what is wrong with a row that has none of them.
+
+| shape | fields |
+|---|---|
+| messages | messages, conversation or conversations, of role and content; tools, system |
+| sharegpt | the same, of from and value |
+| alpaca | instruction, output; input, history, system |
+| prompt/completion | prompt, completion or response: texts or messages |
+| question/answer | question, answer |
+| tokens | input_ids; labels, loss_mask, assistant_masks, attention_mask |
+| text | text |
+
+References:
+    OpenAI, "Chat completions", https://platform.openai.com/docs/api-reference/chat; ShareGPT's and Alpaca's fields are
+    those of the first files of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from danlu.data.document import Completion, Conversation, Document, Message, Text, Tokens
+from danlu.data.fields import LARGEST, Row, as_json, as_objects, as_text, text_field, wrong_kind
+from danlu.data.messages import LISTS, REASONING, check, read_messages
+from danlu.data.template import Template
+from danlu.errors import DataError, RecipeError, did_you_mean
+
+_INSIDE = ("role", "content", "from", "value", "weight", "name", "tool_calls", "tool_call_id", *REASONING)
+_MASKS = ("labels", "loss_mask", "assistant_masks", "attention_mask")
+_OUTSIDE = (
+    *(*LISTS, "tools", "system", "instruction", "input", "output", "history", "prompt", "completion", "response"),
+    *("question", "answer", "input_ids", *_MASKS, "text"),
+)
+_NOT_LEARNED = -100
+
+
+def recognise(
+    row: Row, where: str, fields: Mapping[str, str] | None = None, *, complete: bool = True
+) -> tuple[str, Document]:
+    r"""The shape of a row, and its document.
+
+    Args:
+        row: as it was read.
+        where: its ``file:line``, for errors.
+        fields: for rows of other names: a field of the table above -> the row's own, or a template of its own.
+        complete: whether a conversation must have something to learn at its end; false for one to be continued.
+
+    Raises:
+        DataError: when the row has no shape that is known, or a fault.
+        RecipeError: when `fields` names what no shape has.
+
+    Example:
+        >>> recognise({"question": "1 + 1?", "answer": "2"}, "a.jsonl:1")
+        ('question/answer', Completion(prompt='1 + 1?', completion='2'))
+        >>> recognise({"q": "1 + 1?", "a": "2"}, "a.jsonl:1", {"prompt": "{q}\n", "completion": "a"})
+        ('prompt/completion', Completion(prompt='1 + 1?\n', completion='2'))
+    """
+    mapped = _mapped(row, fields, where) if fields else row
+    held = {key: value for key, value in mapped.items() if value is not None}
+    for seen in (held, mapped):  # a null field tells the shape only where nothing else does
+        for shape, keys, read in _SHAPES:
+            if all(key in seen for key in keys):
+                document = read(seen, where)
+                if isinstance(document, Conversation):
+                    check(document, where, complete=complete)
+                return _spelling(seen) if keys[0] in LISTS else shape, document
+    named = ", ".join(f"'{key}'" for key in list(mapped)[:12]) or "none"
+    do = 'Say what they are with data.fields, as {"prompt": "its name", "completion": "its name"}.'
+    raise DataError(f"the row's fields ({named}) are of no shape that is known", where=where, do=do)
+
+
+def _mapped(row: Row, fields: Mapping[str, str], where: str) -> Row:
+    """The row under the names of a shape that is known."""
+    for name in fields:
+        if name not in (*_INSIDE, *_OUTSIDE):
+            raise RecipeError(f"data.fields names '{name}'", do=did_you_mean(name, (*_INSIDE, *_OUTSIDE)))
+    mapped = {name: _taken(row, own, where) for name, own in fields.items() if name in _OUTSIDE} or dict(row)
+    inside = {name: own for name, own in fields.items() if name in _INSIDE}
+    for key in LISTS:
+        items = mapped.get(key)
+        if inside and isinstance(items, list):
+            mapped[key] = [_renamed(item, inside, where) if isinstance(item, Mapping) else item for item in items]
+    return mapped
+
+
+def _renamed(message: Row, inside: Mapping[str, str], where: str) -> Row:
+    named = {name: _taken(message, own, where) for name, own in inside.items() if own in message or "{" in own}
+    return {key: value for key, value in message.items() if key not in inside.values()} | named
+
+
+def _taken(row: Row, own: str, where: str) -> Any:
+    """A field by its own name, whatever it holds, or the text of a template."""
+    return row[own] if own in row else Template.parse(own).render(row, where)
+
+
+def _spelling(row: Row) -> str:
+    items = next(row[key] for key in LISTS if key in row)
+    return "sharegpt" if any("from" in item for item in items[:1]) else "messages"
+
+
+def _conversation(row: Row, where: str) -> Conversation:
+    key = next(key for key in LISTS if key in row)
+    messages = read_messages(row[key], key, where)
+    if row.get("system") and not (messages and messages[0].role in ("system", "developer")):
+        messages.insert(0, Message("system", text_field(row, "system", where)))
+    return _with_tools(messages, row, where)
+
+
+def _with_tools(messages: Sequence[Message], row: Row, where: str) -> Conversation:
+    tools = as_json(row.get("tools"), "'tools'", where) or []
+    return Conversation(tuple(messages), tuple(as_objects(tools, "'tools'", where)))
+
+
+def _alpaca(row: Row, where: str) -> Document:
+    prompt, output = text_field(row, "instruction", where), text_field(row, "output", where)
+    if row.get("input"):
+        prompt = f"{prompt}\n{text_field(row, 'input', where)}"
+    messages = [Message("system", text_field(row, "system", where))] if row.get("system") else []
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise wrong_kind("'history'", history, "a list of pairs", where)
+    for place, pair in enumerate(history, 1):
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise DataError(f"item {place} of 'history' is not a pair of texts", where=where, do="Make it one.")
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            messages.append(Message(role, as_text(said, f"item {place} of 'history'", where)))
+    if not messages:
+        return Completion(prompt, output)
+    return Conversation((*messages, Message("user", prompt), Message("assistant", output)))
+
+
+def _exchange(row: Row, where: str) -> Document:
+    """A prompt and its completion; of messages, those of the prompt are not learned."""
+    answer = "completion" if "completion" in row else "response"
+    if not isinstance(row["prompt"], list) and not isinstance(row[answer], list):
+        return Completion(text_field(row, "prompt", where), text_field(row, answer, where))
+    messages: list[Message] = []
+    for key, role, weight in (("prompt", "user", 0.0), (answer, "assistant", None)):
+        if isinstance(row[key], list):
+            messages += read_messages(row[key], key, where, weight)
+        else:
+            messages.append(Message(role, text_field(row, key, where)))
+    return _with_tools(messages, row, where)
+
+
+def _question(row: Row, where: str) -> Document:
+    return Completion(text_field(row, "question", where), text_field(row, "answer", where))
+
+
+def _plain(row: Row, where: str) -> Document:
+    return Text(text_field(row, "text", where))
+
+
+def _tokens(row: Row, where: str) -> Document:
+    """Ids with what masks them; a token that is not attended to is padding, and left out."""
+    ids = _numbers(row, "input_ids", where)
+    if (ids < 0).any() or (ids % 1 != 0).any():
+        raise DataError("'input_ids' holds what is no token id", where=where, do="Make them whole numbers >= 0.")
+    weights, kept = np.ones(len(ids)), np.ones(len(ids), bool)
+    for key in _MASKS:
+        if row.get(key) is None:
+            continue
+        values = _numbers(row, key, where)
+        if len(values) != len(ids):
+            what = f"'{key}' has {len(values)} items for {len(ids)} of 'input_ids'"
+            raise DataError(what, where=where, do="Make them as many.")
+        if key == "labels":
+            wrong = np.flatnonzero((values != ids) & (values != _NOT_LEARNED))
+            if len(wrong):
+                what = f"item {wrong[0] + 1} of 'labels' is neither the token there nor {_NOT_LEARNED}"
+                raise DataError(what, where=where, do="Give the tokens themselves as labels, not shifted.")
+            values = values != _NOT_LEARNED
+        elif (values < 0).any():
+            raise DataError(f"'{key}' holds a number below 0", where=where, do="Make it 0 or more.")
+        if key == "attention_mask":
+            kept = values > 0
+        else:
+            weights = weights * values
+    return Tokens(ids[kept].astype(np.int64), weights[kept].astype(np.float32))
+
+
+def _numbers(row: Row, key: str, where: str) -> np.ndarray:
+    value = row[key]
+    if not isinstance(value, list):
+        raise wrong_kind(f"'{key}'", value, "a list of numbers", where)
+    for place, item in enumerate(value, 1):
+        if not isinstance(item, int | float):
+            raise wrong_kind(f"item {place} of '{key}'", item, "a number", where)
+        if not -LARGEST <= item < LARGEST:
+            raise DataError(f"item {place} of '{key}' is out of range", where=where, do="Make it a sound number.")
+    return np.array(value, np.float64)
+
+
+_SHAPES = (
+    *(("messages", (key,), _conversation) for key in LISTS),
+    ("alpaca", ("instruction", "output"), _alpaca),
+    ("prompt/completion", ("prompt", "completion"), _exchange),
+    ("prompt/completion", ("prompt", "response"), _exchange),
+    ("question/answer", ("question", "answer"), _question),
+    ("tokens", ("input_ids",), _tokens),
+    ("text", ("text",), _plain),
+)
+"""Shapes, the fields they are told by, and what reads them; the first that fits is it."""

@@ -1,0 +1,60 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danlu.errors import RunError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one task found.
+
+    Attributes:
+        task: "loss", or the extractor's name.
+        metrics: the numbers it is about.
+        counts: samples measured, and those left out or noteworthy, by reason.
+        records: one a sample.
+    """
+
+    task: str
+    metrics: Mapping[str, float]
+    counts: Mapping[str, int]
+    records: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """It without its records, as JSON."""
+        return {"task": self.task, **self.metrics, **self.counts}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What several tasks found on the same samples.
+
+    Attributes:
+        results: one a task, in the order asked for.
+    """
+
+    results: tuple[Result, ...]
+
+    def __getitem__(self, task: str) -> Result:
+        return next(result for result in self.results if result.task == task)
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it, records included, as JSON.
+
+        Raises:
+            RunError: when the file cannot be written.
+        """
+        path = Path(path).expanduser()
+        content = [{**result.row, "records": list(result.records)} for result in self.results]
+        try:
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as fault:
+            raise RunError(f"the result cannot be written ({fault.strerror})", where=path, do="Name another.") from None
