@@ -39,7 +39,7 @@ def test_what_a_recipe_leaves_open_is_filled_in(tmp_path: Path) -> None:
 def test_steps_of_epochs_are_counted(tmp_path: Path) -> None:
     made = recipe(tmp_path, epochs=3)
     parts = experiment(made)
-    samples, tokens = len(parts.data.train), int(parts.data.train.lengths.sum())
+    samples, tokens = parts.data.train.expected
     assert parts.steps == -(-3 * samples // 5)
     made["data"] |= {"step_samples": None, "step_tokens": 50}
     assert experiment(made).steps == -(-3 * tokens // 50)

@@ -209,7 +209,10 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
         DataError: when a token has no embedding.
         RecipeError: when a sample is longer than the model's positions.
     """
-    data.train.bound_tokens(config.vocabulary)
+    try:
+        data.train.bound_tokens(config.vocabulary)
+    except DataError as fault:
+        raise DataError(fault.what, where=recipe.data.tokenizer or "data.tokenizer", do=fault.do) from None
     if data.held_out is not None and data.held_out.max_token >= config.vocabulary:
         raise DataError(
             f"the data hold token {data.held_out.max_token}, and the model's last is {config.vocabulary - 1}",

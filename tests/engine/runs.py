@@ -13,6 +13,7 @@ from torch import Tensor
 
 from danlu.build import Experiment, assemble
 from danlu.contracts import Batch
+from danlu.data import DataSource
 from danlu.recipe import load_recipe
 
 GPT2 = {"name": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
@@ -92,10 +93,15 @@ def experiment(recipe: dict[str, Any], *overrides: str) -> Experiment:
     return assemble(load_recipe(recipe, overrides))
 
 
+def source(parts: Experiment) -> DataSource:
+    """What it draws from, from the beginning."""
+    return parts.data.source(parts.recipe.data, seed=parts.recipe.run.seed, epochs=parts.recipe.run.epochs)
+
+
 def groups(parts: Experiment, steps: int = 1) -> list[list[Batch]]:
     """The groups of its first steps."""
-    source = parts.source()
-    return [[parts.recipe.method.group(sample) for sample in source.draw()] for _ in range(steps)]
+    drawn = source(parts)
+    return [[parts.recipe.method.group(sample) for sample in drawn.draw()] for _ in range(steps)]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

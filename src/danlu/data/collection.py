@@ -198,7 +198,7 @@ class Collection:
         if read.samples or not read.complete:
             return
         where, count = (self.chunks[0].place.paths[0] if self.chunks else None), self.num_documents
-        if self.rules.fraction:
+        if self.rules.fraction and read.empty + read.too_short < count:
             side = "hold out" if self.rules.side == "held_out" else "train on"
             what = f"a split of {count} documents at {self.rules.fraction} leaves none to {side}"
             raise DataError(what, do="Change data.held_out: another fraction, files of its own, or null.")

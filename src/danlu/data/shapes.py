@@ -68,7 +68,9 @@ def recognise(
                     check(document, where, complete=complete)
                 return _spelling(seen) if keys[0] in LISTS else shape, document
     named = ", ".join(f"'{key}'" for key in list(mapped)[:12]) or "none"
-    do = 'Say what they are with data.fields, as {"prompt": "its name", "completion": "its name"}.'
+    known = {name for _, keys, _ in _SHAPES for name in keys}
+    near = next((hint for hint in (did_you_mean(name, known) for name in mapped) if hint.startswith("Did")), None)
+    do = near or 'Say what they are with data.fields, as {"prompt": "its name", "completion": "its name"}.'
     raise DataError(f"the row's fields ({named}) are of no shape that is known", where=where, do=do)
 
 
