@@ -281,9 +281,9 @@ def test_train_report_and_generate_say_one_json_object_a_line(say: Say, tmp_path
     answer = say("train", file)
     assert (answer.status, answer.err) == (0, "")
     rows = answer.rows
-    assert [row.get("kind") for row in rows[:2]] == ["data", "model"]
-    assert [row["step"] for row in rows[2:-1]] == [0, 6, 12]
-    assert all("held_out_loss" in row for row in rows[2:])
+    assert [row.get("kind") for row in rows[:3]] == ["data", "model", "doctor"]
+    assert [row["step"] for row in rows[3:-1]] == [0, 6, 12]
+    assert all("held_out_loss" in row for row in rows[3:])
     end = rows[-1]
     assert (end["run"], end["reason"], end["step"]) == (str(tmp_path / "run"), "done", 12)
     assert end["sample"].startswith("the")
@@ -361,7 +361,7 @@ def test_on_a_terminal_it_says_it_in_words(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stdout", Terminal(sys.stdout))
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", say("train", file).out)
-    for words in ("documents,", "qwen3: ", "step      6  held out: loss", "bits/byte", "bits per byte", "report.html"):
+    for words in ("33 documents (33 text), ", "looked at ", "qwen3: ", "step      6  held out: loss", "bits/byte", "bits per byte", "report.html"):
         assert words in out
     assert "{" not in out
     assert "weights gradients optimizer bytes" in say("train", file, "--dry-run", f"run.out={tmp_path}/b").out

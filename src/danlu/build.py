@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from danlu.architecture.checkpoint import load_model, save_model
 from danlu.contracts import ArchitectureConfig, Batch, SequenceModel
 from danlu.data import Data, DataSource, Tokenizer, build_data
+from danlu.data.chat_template import resolve_template
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
@@ -19,6 +21,7 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, UnsupportedError
 from danlu.generate import Sampling, complete, generate
+from danlu.generate.chat_session import turn_ending
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe
@@ -136,6 +139,20 @@ class Experiment:
         like, settings = (model.path, {}) if isinstance(model, HubModel) else (None, ids)
         save_model(self.policy, directory, like=like, settings=settings)
         tokenizer.save(directory)
+        self._export_template(directory)
+
+    def _export_template(self, directory: Path) -> None:
+        """The template that it was trained with, where that is not the tokenizer's own, and what ends a turn by it."""
+        tokenizer, named = self.data.tokenizer, self.recipe.data.chat_template
+        if named is None:
+            return
+        template = resolve_template(named, tokenizer)
+        (directory / "chat_template.jinja").write_text(template.source, encoding="utf-8")
+        end = tokenizer.added_tokens.get(turn_ending(tokenizer, template))
+        stops = [token for token in dict.fromkeys((tokenizer.eos_id, end)) if token is not None]
+        file = directory / "generation_config.json"
+        settings = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**settings, "eos_token_id": stops}, indent=2) + "\n")
 
 
 def assemble(recipe: Recipe) -> Experiment:

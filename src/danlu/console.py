@@ -61,14 +61,12 @@ class Console:
         if kind in ("start", "resume"):
             self._progress.update(self._task, total=event["steps"], completed=event.get("step", 0))
         if not self._terminal:
-            if kind in ("data", "model", "resume", "warning"):
+            if kind in ("data", "model", "note", "doctor", "resume", "warning"):
                 self._say({k: v for k, v in event.items() if k not in ("time", "length_histogram")})
+        elif kind in ("note", "doctor", "warning"):
+            self._progress.print(event["message"], markup=False, highlight=False)
         elif kind == "data":
-            self._progress.print(
-                f"{event['documents']:,} documents, {event['tokens']:,} tokens, {event['samples']:,} samples "
-                f"({event['cut']} documents cut, {event['empty']} empty, {event['too_short']} too short); "
-                f"{event['held_out_samples']:,} held out; vocabulary {event['vocab_size']:,}"
-            )
+            self._progress.print(_told(event))
         elif kind == "model":
             self._progress.print(f"{event['architecture']}: {event['parameters']:,} parameters")
 
@@ -80,6 +78,22 @@ class Console:
     def _say(self, row: Mapping[str, Any]) -> None:
         self._spoke = time.monotonic()
         print(json_line(row), flush=True)
+
+
+_LEFT_OUT = ("cut", "truncated", "empty", "too_short", "unlearned", "refused", "faults")
+
+
+def _told(data: Mapping[str, Any]) -> str:
+    """What is learned from, on a line."""
+    shapes = ", ".join(f"{count:,} {shape}" for shape, count in data["shapes"].items())
+    odd = ", ".join(f"{data[name]:,} {name.replace('_', ' ')}" for name in _LEFT_OUT if data[name])
+    so_far = "" if data["complete"] else " of what has been read so far"
+    learned = data["learned"] / max(data["targets"], 1)
+    return (
+        f"{data['documents']:,} documents ({shapes}), {data['tokens']:,} tokens, {learned:.0%} learned, "
+        f"{data['samples']:,} samples{so_far}{f' ({odd})' if odd else ''}; "
+        f"{data['held_out_samples']:,} held out; vocabulary {data['vocab_size']:,}"
+    )
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:

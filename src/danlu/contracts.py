@@ -181,7 +181,7 @@ class Sample(Protocol):
         id: which one it is; randomness is keyed by it.
         tokens: the inputs and, one further, the targets: n + 1 ids.
         weights: how much each target counts, n of them (float32); None is one for all.
-        num_bytes: the bytes of text its targets stand for.
+        num_bytes: the bytes of text that its targets with a weight stand for.
         origin: where it comes from, "file:line".
     """
 

@@ -25,7 +25,7 @@ from danlu.checking import diagnose
 from danlu.engine.device import keep_freed_memory
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, RunError
-from danlu.insight.doctor import summary_line
+from danlu.insight.doctor import summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
 from danlu.recipe import Recipe, dump_recipe, load_recipe
@@ -184,7 +184,8 @@ def _carry_out(
             for note in experiment.notes:
                 recorder.event("note", message=note)
             diagnosis = diagnose(recipe, experiment.data.documents, _LOOKED_AT)
-            recorder.event("doctor", message=summary_line(diagnosis), **diagnosis.as_dict())
+            write_html(diagnosis, run / "data.html")
+            recorder.event("doctor", message=summary_line(diagnosis))
         start = time.perf_counter()
         try:
             reason = loop.run()

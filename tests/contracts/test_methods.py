@@ -198,7 +198,7 @@ def test_sft_learns_what_has_a_weight_and_nothing_else() -> None:
     outcome, counts = method.loss({"policy": model}, group), method.counts(group)
     torch.testing.assert_close(outcome.losses["nll"], (nll * torch.from_numpy(weights)).sum())
     assert counts["nll"] == 3.5
-    assert counts["bits_per_byte"] == pytest.approx(27 * 3 / 9 * math.log(2))
+    assert counts["bits_per_byte"] == pytest.approx(27 * math.log(2))
     assert len(group) == 6  # no row behind the last one that predicts
     assert len(group.targets) == 3
 

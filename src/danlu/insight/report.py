@@ -30,6 +30,10 @@ _DATA_FACTS = (
     ("Cut at the context", "cut", count),
     ("Left out: empty", "empty", count),
     ("Left out: too short", "too_short", count),
+    ("Left out: nothing learned", "unlearned", count),
+    ("Left out: could not be read", "faults", count),
+    ("Truncated at the context", "truncated", count),
+    ("Targets that are learned", "learned", count),
 )
 
 

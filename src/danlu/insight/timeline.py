@@ -10,7 +10,7 @@ from danlu.insight.page import Moment
 from danlu.insight.record import Event
 from danlu.insight.units import count, duration
 
-_TOLD_ELSEWHERE = {"sample", "warning"}
+_TOLD_ELSEWHERE = {"sample", "warning", "note"}
 
 
 def moments_of(events: Sequence[Event]) -> tuple[Moment, ...]:
@@ -30,7 +30,7 @@ def warnings_of(events: Sequence[Event]) -> tuple[str, ...]:
     """Each warning once, in the order of its first appearance, with how often it came."""
     times: dict[str, int] = {}
     for event in events:
-        if event.kind == "warning":
+        if event.kind in {"warning", "note"}:
             times[event.text("message")] = times.get(event.text("message"), 0) + 1
     return tuple(f"{message} ({num} times)" if num > 1 else message for message, num in times.items())
 
@@ -47,13 +47,15 @@ def status_of(events: Sequence[Event]) -> str:
     return f"{started}. Ended{at}{': ' + reason if reason else ''}."
 
 
-def _told(event: Event) -> tuple[str, str]:
+def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
     """What happened and its particulars."""
     step = event.number("step")
     at = f"step {step:,.0f}" if step is not None else ""
     match event.kind:
         case "start":
             return "Started", _others(event)
+        case "doctor":
+            return "Data examined", f"{event.text('message')} (data.html)"
         case "resume":
             return "Resumed", f"from {at}" if at else ""
         case "data":

@@ -59,5 +59,4 @@ def causal_group(sample: Sample, weights: Float[Tensor, " n"]) -> Batch:
     end = int(rows[-1]) + 1 if len(rows) else len(weights)
     packed = Packed.tree([tokens[:end]], samples=sample.id)
     targets = Targets(rows, tokens[1:][rows], weights[rows])
-    num_bytes = sample.num_bytes * len(rows) / len(weights)
-    return Batch(packed, targets, num_bytes=num_bytes, origin=(sample.origin,))
+    return Batch(packed, targets, num_bytes=sample.num_bytes if len(rows) else 0.0, origin=(sample.origin,))

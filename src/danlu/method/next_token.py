@@ -8,6 +8,8 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from danlu.contracts import Batch, Sample
@@ -21,4 +23,8 @@ class NextToken(MaximumLikelihood):
 
     def group(self, sample: Sample) -> Batch:
         """One causal segment, all of whose tokens but the first are learned."""
-        return causal_group(sample, torch.ones(len(sample.tokens) - 1))
+        group = causal_group(sample, torch.ones(len(sample.tokens) - 1))
+        if sample.weights is None:
+            return group
+        share = float((sample.weights > 0).mean())  # its bytes are of those that have a weight
+        return replace(group, num_bytes=sample.num_bytes / share if share else 0.0)
