@@ -361,7 +361,15 @@ def test_on_a_terminal_it_says_it_in_words(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stdout", Terminal(sys.stdout))
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", say("train", file).out)
-    for words in ("33 documents (33 text), ", "looked at ", "qwen3: ", "step      6  held out: loss", "bits/byte", "bits per byte", "report.html"):
+    for words in (
+        "33 documents (33 text), ",
+        "looked at ",
+        "qwen3: ",
+        "step      6  held out: loss",
+        "bits/byte",
+        "bits per byte",
+        "report.html",
+    ):
         assert words in out
     assert "{" not in out
     assert "weights gradients optimizer bytes" in say("train", file, "--dry-run", f"run.out={tmp_path}/b").out
