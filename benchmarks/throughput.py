@@ -42,7 +42,12 @@ PEER_KEPT, PEER_COMPILED = "Trainer, glibc keeps memory", "Trainer, torch_compil
 
 
 def run(options: Options, scratch: Path) -> list[Table]:
-    """Every data set in every precision."""
+    """GSM8K in every precision."""
+    return compare("gsm8k", options, scratch)
+
+
+def compare(kind: str, options: Options, scratch: Path) -> list[Table]:
+    """A data set in every precision."""
     if not (installed("transformers") and installed("accelerate")):
         raise MissingError("transformers and accelerate are not installed")
     rows: list[list[str]] = []
@@ -56,31 +61,24 @@ def run(options: Options, scratch: Path) -> list[Table]:
         "'first update' holds compilation; it is the longest of the repeats, whose first has an empty compiler cache.",
     ]
     sound = True
-    for kind, usual in UPDATES.items():
-        steps = WARM_UP + options.updates(usual)
-        try:
-            data = both.make(kind, options, scratch, steps)
-        except MissingError as reason:
-            notes.append(f"{kind} skipped: {reason}.")
-            continue
-        notes.append(_describe(kind, data))
-        for precision in options.precisions:
-            say(f" {kind}, {precision}")
-            found = _measure(data, precision, steps, options, scratch)
-            apart = abs(found[OURS][0]["losses"][0] - found[PEER][0]["losses"][0])
-            if not apart <= settings.SAME_LOSS:
-                sound = False
-                notes.append(f"**Void** ({kind}, {precision}): the losses at the first update differ by {apart:.1e}.")
-            measured = [_row(kind, precision, side, found) for side in found]
-            for row in measured:
-                say("  " + " | ".join(row))
-            rows += measured
-            raw[f"{kind} {precision}"] = found
-    if not rows:
-        raise MissingError("no data")
+    steps = WARM_UP + options.updates(UPDATES[kind])
+    data = both.make(kind, options, scratch, steps)
+    notes.append(_describe(kind, data))
+    for precision in options.precisions:
+        say(f" {kind}, {precision}")
+        found = _measure(data, precision, steps, options, scratch)
+        apart = abs(found[OURS][0]["losses"][0] - found[PEER][0]["losses"][0])
+        if not apart <= settings.SAME_LOSS:
+            sound = False
+            notes.append(f"**Void** ({precision}): the losses at the first update differ by {apart:.1e}.")
+        measured = [_row(kind, precision, side, found) for side in found]
+        for row in measured:
+            say("  " + " | ".join(row))
+        rows += measured
+        raw[f"{kind} {precision}"] = found
     columns = ["data", "precision", "side", "tokens/s", "× Trainer", "target", "met", "peak MiB", "of Trainer's"]
     columns += ["target", "met", "first update s", "loss at 1", "last loss"]
-    return [Table("Throughput and memory against transformers.Trainer", columns, rows, notes, raw, sound)]
+    return [Table(f"Throughput and memory against transformers.Trainer, {kind}", columns, rows, notes, raw, sound)]
 
 
 def _measure(data: Facts, precision: str, steps: int, options: Options, scratch: Path) -> dict[str, list[Facts]]:

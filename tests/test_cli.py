@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +13,11 @@ import pytest
 import yaml
 
 import danlu
-from danlu import cli
+from commands import Answer, Say
 from danlu.data import Tokenizer
 from danlu.recipe import builtin_recipes, load_recipe
 from danlu.registry import exported, kinds
 from engine.runs import QWEN3, flip, lines, recipe, step_folder
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command said and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Its lines, each of which is a strict JSON object."""
-        return [json.loads(line, parse_constant=pytest.fail) for line in self.out.splitlines()]
-
-
-Say = Callable[..., Answer]
-
-
-@pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
-    """Runs a command in this process, by the entry that the script has."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["danlu", *map(str, arguments)])
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return Answer(status, said.out, said.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,16 @@ _HOMES = {
 }
 
 
-def load(path: Any) -> LanguageModel:
-    """A model and its tokenizer from a directory in hub format, ready to generate and to score."""
+def load(path: Any, *, trust_remote_code: bool = False) -> LanguageModel:
+    """A model and its tokenizer from a directory in hub format, ready to generate and to score.
+
+    Args:
+        path: the directory, or `hub:org/name`.
+        trust_remote_code: whether Python code that comes with the checkpoint may run.
+    """
     from danlu.generate import LanguageModel
 
-    return LanguageModel.load(path)
+    return LanguageModel.load(path, trust_remote_code=trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:

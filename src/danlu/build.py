@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from danlu.architecture.checkpoint import load_model, save_model
+from danlu.architecture.hub import model_directory
 from danlu.contracts import ArchitectureConfig, Batch, SequenceModel
 from danlu.data import Data, DataSource, Tokenizer, build_data
-from danlu.data.chat_template import resolve_template
+from danlu.data.chat_template import ChatTemplate
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
@@ -21,13 +23,15 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, UnsupportedError
 from danlu.generate import Sampling, complete, generate
-from danlu.generate.chat_session import turn_ending
+from danlu.generate.chat_session import chat_ids, turn_ending
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MEASUREMENTS = 10
+_UNRENDERED = {"text", "tokens"}
+"""Shapes of rows that no template renders."""
 
 
 @dataclass(frozen=True)
@@ -114,45 +118,67 @@ class Experiment:
     def continuations(self) -> Iterable[tuple[str, str]]:
         """The recipe's prompts, and what the model makes of them now."""
         tokenizer = self.data.tokenizer
-        stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        written = complete(self.policy, *self._prompts(), stop=stop)
+        written = complete(self.policy, *self._prompts(), stop=self._stops)
         return [(p, tokenizer.decode(e.tokens)) for p, e in zip(self.recipe.run.prompts, written, strict=True)]
 
     def check_prompts(self) -> None:
-        """Refuse, before anything runs, prompts that could not be continued.
+        """Refuse, before anything runs, prompts that could not be continued, and a template that ends no turn.
 
         Raises:
             RecipeError, UnsupportedError: as `danlu.generate.generate` does.
         """
+        assert self._stops is not None  # it renders the template
         generate(self.policy, *self._prompts())
 
     def _prompts(self) -> tuple[list[list[int]], Sampling]:
-        run, tokenizer = self.recipe.run, self.data.tokenizer
-        first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
+        """The prompts as what the model is trained on: where that is conversations, as a user's messages."""
+        run, tokenizer, template = self.recipe.run, self.data.tokenizer, self._template
+        if template is not None:
+            said = [[{"role": "user", "content": prompt}] for prompt in run.prompts]
+            prompts = [chat_ids(tokenizer, template.render(asked, add_generation_prompt=True)) for asked in said]
+        else:
+            first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+            prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
         return prompts, Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
 
     def export(self, directory: Path) -> None:
         """Write the model and its tokenizer in hub format."""
         model, tokenizer = self.recipe.model, self.data.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        like, settings = (model.path, {}) if isinstance(model, HubModel) else (None, ids)
+        like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
         save_model(self.policy, directory, like=like, settings=settings)
         tokenizer.save(directory)
         self._export_template(directory)
 
     def _export_template(self, directory: Path) -> None:
         """The template that it was trained with, where that is not the tokenizer's own, and what ends a turn by it."""
-        tokenizer, named = self.data.tokenizer, self.recipe.data.chat_template
-        if named is None:
+        template = self._template
+        if template is None:
             return
-        template = resolve_template(named, tokenizer)
-        (directory / "chat_template.jinja").write_text(template.source, encoding="utf-8")
-        end = tokenizer.added_tokens.get(turn_ending(tokenizer, template))
-        stops = [token for token in dict.fromkeys((tokenizer.eos_id, end)) if token is not None]
+        if self.recipe.data.chat_template is not None:
+            (directory / "chat_template.jinja").write_text(template.source, encoding="utf-8")
         file = directory / "generation_config.json"
         settings = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps({**settings, "eos_token_id": stops}, indent=2) + "\n")
+        listed = settings.get("eos_token_id", json.loads((directory / "config.json").read_text()).get("eos_token_id"))
+        known = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        ends = list(dict.fromkeys([*known, *self._stops]))
+        if ends != known:  # else other tools would not stop where the model was taught to
+            file.write_text(json.dumps({**settings, "eos_token_id": ends}, indent=2) + "\n")
+
+    @property
+    def _template(self) -> ChatTemplate | None:
+        """What conversations are rendered by, if there are any."""
+        if set(self.data.train.statistics.shapes) <= _UNRENDERED:
+            return None
+        chats = [part.encoder.chat for part in self.data.documents.train]
+        return next((chat.template for chat in chats if chat is not None and chat.template is not None), None)
+
+    @property
+    def _stops(self) -> list[int]:
+        """What ends a text, and an assistant's turn."""
+        tokenizer, template = self.data.tokenizer, self._template
+        ending = None if template is None else tokenizer.added_tokens.get(turn_ending(tokenizer, template))
+        return [token for token in dict.fromkeys((tokenizer.eos_id, ending)) if token is not None]
 
 
 def assemble(recipe: Recipe) -> Experiment:
@@ -163,28 +189,43 @@ def assemble(recipe: Recipe) -> Experiment:
     """
     device = Device.choose(recipe.run.device, recipe.run.threads)
     precision = _precision(recipe, device)
-    if isinstance(recipe.model, HubModel):
-        policy = load_model(**recipe.model.model_dump(exclude={"path"}), directory=recipe.model.path)
-        data = build_data(recipe.data, recipe.run.seed, model_tokenizer(recipe))
-    else:
-        data = build_data(recipe.data, recipe.run.seed)
-        recipe = recipe.model_copy(update={"model": _with_vocabulary(recipe.model, data.tokenizer)})
-        assert isinstance(recipe.model, ArchitectureConfig)
-        policy = recipe.model.build()
-        recipe.model.initialize(policy, recipe.run.seed)
-    source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
-    source.exhausted  # noqa: B018 - reads what comes first, so that faults there are told before anything is written
-    _check_fit(recipe, policy.config, data)
-    prepare(policy, device, precision, compiled=recipe.run.compile)
-    experiment = Experiment(recipe, device, data, source, policy)
-    experiment.check_prompts()
+    data = build_data(recipe.data, recipe.run.seed, model_tokenizer(recipe))
+    with _closed_on_fault(data):
+        recipe, policy = _model(recipe, data)
+        source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
+        source.exhausted  # noqa: B018 - reads what comes first, so that its faults are told before anything is written
+        _check_fit(recipe, policy.config, data)
+        prepare(policy, device, precision, compiled=recipe.run.compile)
+        experiment = Experiment(recipe, device, data, source, policy)
+        experiment.check_prompts()
     return experiment
+
+
+def _model(recipe: Recipe, data: Data) -> tuple[Recipe, SequenceModel]:
+    """The model that a recipe names, and the recipe with what it left open."""
+    if isinstance(recipe.model, HubModel):
+        named = recipe.model.model_dump(exclude={"path"})
+        return recipe, load_model(recipe.model.directory, **named)
+    recipe = recipe.model_copy(update={"model": _with_vocabulary(recipe.model, data.tokenizer)})
+    assert isinstance(recipe.model, ArchitectureConfig)
+    policy = recipe.model.build()
+    recipe.model.initialize(policy, recipe.run.seed)
+    return recipe, policy
+
+
+@contextmanager
+def _closed_on_fault(data: Data) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        data.train.close()
+        raise
 
 
 def model_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """The tokenizer of the checkpoint that a recipe starts from, unless it names another."""
     if isinstance(recipe.model, HubModel) and recipe.data.tokenizer is None:
-        return Tokenizer.load(recipe.model.path)
+        return Tokenizer.load(model_directory(recipe.model.directory))
     return None
 
 

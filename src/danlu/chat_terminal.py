@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -17,6 +18,8 @@ from danlu.generate import LanguageModel, Sampling
 from danlu.generate.chat_session import ChatSession, chat_template
 
 _PROMPT = "> "
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that steer a terminal, which a model has no business with."""
 _HINT = "/help lists the commands; Ctrl-C stops a reply, Ctrl-D ends."
 
 
@@ -30,6 +33,7 @@ def chat(
     top_k: int | None = None,
     max_tokens: int = 1024,
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> None:
     """Talk with a model: on a terminal with a prompt and commands, elsewhere a reply for every line that is read.
 
@@ -42,19 +46,22 @@ def chat(
         top_k: how many of the most likely tokens may be drawn.
         max_tokens: the longest reply.
         seed: of the randomness.
+        trust_remote_code: whether Python code that comes with the checkpoint may run.
 
     Raises:
         CheckpointError: when the directory is not sound, or has no chat template and none is given.
         DanluError: elsewhere than on a terminal, for a conversation that cannot go on.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_tokens, seed=seed)
-    loaded = LanguageModel.load(model)
+    loaded = LanguageModel.load(model, trust_remote_code=trust_remote_code)
     chosen = chat_template(loaded.tokenizer, template)
     if chosen is None:
         raise CheckpointError("the model has no chat template", where=model, do="Give it one by --template chatml.")
     session = ChatSession(loaded, chosen, sampling=sampling, system=system)
     device = Device.choose("auto", None)
     prepare(loaded.model, device, PRECISIONS["fp32" if device.kind == "cpu" else "bf16"], compiled=False)
+    with suppress(AttributeError, ValueError):  # what is no file need not be told
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     if sys.stdin.isatty():
         Terminal(session, Rich(highlight=False, markup=False)).run(f"{Path(model).name}: {_HINT}")
     else:
@@ -112,6 +119,8 @@ class Terminal:
                     self._answer(line.strip())
             except DanluError as error:
                 self._note(str(error))
+            except KeyboardInterrupt:
+                self._note(f"\n{_HINT}")
 
     def _lines(self) -> Iterator[str]:
         """What is typed, up to /exit or Ctrl-D."""
@@ -140,7 +149,7 @@ class Terminal:
         try:
             with closing(self.session.say(text)) as reply:
                 for piece in reply:
-                    print(piece, end="", flush=True)
+                    print(_STEERING.sub("\ufffd", piece), end="", flush=True)
         except KeyboardInterrupt:
             print(" ...", end="")
         print(flush=True)

@@ -49,7 +49,7 @@ def diagnose(recipe: Recipe, documents: Documents, rows: int | None = None) -> D
         split = [part for part in documents.train if part.rules.fraction]
         held_out = (row for part in split for measured, row in _rows(part, each) if measured)
     ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    special = {*tokenizer.added_tokens.values(), *ends}
+    special = {*tokenizer.special_ids, *ends}
     return examine(
         train,
         held_out,
@@ -76,21 +76,32 @@ def _rows(collection: Collection, limit: int | None) -> Iterator[tuple[bool, Row
 
 def _rows_of_chunk(collection: Collection, number: int) -> Iterator[tuple[bool, Row]]:
     chunk, encoder = collection.chunks[number], collection.encoder
-    places = chunk.place.each(chunk.num_documents)
+    places, faults = chunk.place.each(chunk.num_documents), _Faults(chunk)
     for record, read in enumerate(encoder.reader.read(chunk)):
-        where = places[record]
-        if isinstance(read, DataError):
-            yield False, Row(where, fault=read, raw=_raw(chunk, record))
-            continue
-        shape, document = read
+        where, shape, document = places[record], "", None
         try:
+            if isinstance(read, DataError):
+                raise read
+            shape, document = read
             tokens = encoder.encode(document, where)
             held_out = collection.rules.holds_out(digest_of(content(document)))
             yield held_out, Row(where, shape, document, tokens.ids, tokens.weights)
         except DataError as fault:
-            yield False, Row(where, shape, document, fault=fault, raw=_raw(chunk, record))
+            yield False, Row(where, shape, document, fault=fault, raw=faults.add(record, fault))
+    collection.set_aside(number, faults.found)
 
 
-def _raw(chunk: Chunk, record: int) -> bytes:
-    row = raw_rows(chunk)[record]
-    return row.encode() if isinstance(row, str) else repr(row).encode()
+class _Faults:
+    """Rows of a chunk that cannot be used; the rows are read once more only if there is one."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        self._rows: list[Any] = []
+        self.found: list[tuple[int, DataError]] = []
+
+    def add(self, record: int, fault: DataError) -> bytes:
+        """Remember one; give its bytes."""
+        self._rows = self._rows or raw_rows(self._chunk)
+        self.found.append((record, fault))
+        row = self._rows[record]
+        return row.encode() if isinstance(row, str) else repr(row).encode()

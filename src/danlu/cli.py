@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
@@ -21,6 +22,8 @@ _RECIPE = typer.Argument(metavar="RECIPE", help="A recipe's path, or a built-in 
 _OVERRIDES = typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as run.steps=100.", show_default=False)
 _MODEL = typer.Argument(metavar="MODEL", help="A directory in the hub's format, as RUN/final.")
 _EVALUATION = typer.Argument(metavar="[KEY=VALUE]...", help="As data.eval=FILE tasks=loss,gsm8k.", show_default=False)
+_TRUST = typer.Option("--trust-remote-code", help="Let Python code that comes with the checkpoint run.")
+_QUARANTINE = typer.Option(metavar="DIR", help="Set rows aside there that cannot be used; short for data.quarantine.")
 _RUN = typer.Argument(metavar="RUN", help="A run's directory.")
 
 
@@ -31,16 +34,22 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")
     ] = False,
+    quarantine: Annotated[str | None, _QUARANTINE] = None,
 ) -> None:
     """Train as a recipe says."""
     from danlu import console, training
 
+    settings = _with_quarantine(overrides, quarantine)
     if dry_run:
-        console.show_plan(training.dry_run(recipe, *(overrides or [])))
+        console.show_plan(training.dry_run(recipe, *settings))
         return
     with console.Console() as listener:
-        run = training.train(recipe, *(overrides or []), listeners=[listener])
+        run = training.train(recipe, *settings, listeners=[listener])
     _finish(run)
+
+
+def _with_quarantine(overrides: list[str] | None, folder: str | None) -> list[str]:
+    return [*(overrides or []), *([] if folder is None else [f"data.quarantine={json.dumps(folder)}"])]
 
 
 @app.command()
@@ -90,13 +99,14 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Only the likeliest that have this share.")] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
+    trust: Annotated[bool, _TRUST] = False,
 ) -> None:
     """Continue texts."""
     import json
 
     from danlu import load
 
-    loaded = load(model)
+    loaded = load(model, trust_remote_code=trust)
     texts = loaded.generate(prompt, max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     for start, text in zip(prompt, texts, strict=True):
         typer.echo(
@@ -110,6 +120,7 @@ def check(
     overrides: Annotated[list[str] | None, _OVERRIDES] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Look at so many rows; at all by default.")] = None,
     html: Annotated[str | None, typer.Option(help="Write what was found as a page, too.")] = None,
+    quarantine: Annotated[str | None, _QUARANTINE] = None,
 ) -> None:
     """Look at a recipe's data: what would be learned, and what is wrong with it."""
     from pathlib import Path
@@ -117,7 +128,7 @@ def check(
     from danlu.checking import check as examine
     from danlu.insight.doctor import show, write_html
 
-    diagnosis = examine(recipe, *(overrides or []), rows=rows)
+    diagnosis = examine(recipe, *_with_quarantine(overrides, quarantine), rows=rows)
     show(diagnosis)
     if html is not None:
         typer.echo(write_html(diagnosis, Path(html)), err=True)
@@ -131,11 +142,13 @@ def eval_(
     overrides: Annotated[list[str] | None, _EVALUATION] = None,
     lm_eval: Annotated[str, typer.Option(help="Tasks of lm-eval to run, too, as arc_easy,hellaswag.")] = "",
     out: Annotated[str | None, typer.Option(help="Write all of it as JSON, a record a sample.")] = None,
+    trust: Annotated[bool, _TRUST] = False,
 ) -> None:
     """Measure a model: loss, perplexity, bits per byte, accuracy; answers; tasks of lm-eval."""
     from danlu.eval_terminal import evaluate_model
 
-    evaluate_model(model, overrides or [], lm_eval=[task for task in lm_eval.split(",") if task], out=out)
+    tasks = [task for task in lm_eval.split(",") if task]
+    evaluate_model(model, overrides or [], lm_eval=tasks, out=out, trust_remote_code=trust)
 
 
 @app.command()
@@ -150,6 +163,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
+    trust: Annotated[bool, _TRUST] = False,
 ) -> None:
     """Talk with a model, by the template it was trained with."""
     from danlu.chat_terminal import chat as talk
@@ -163,6 +177,7 @@ def chat(
         top_k=top_k,
         max_tokens=max_tokens,
         seed=seed,
+        trust_remote_code=trust,
     )
 
 

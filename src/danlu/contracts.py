@@ -245,6 +245,11 @@ class Source(Protocol):
         ...
 
     @property
+    def exhausted(self) -> bool:
+        """Whether there are no more samples."""
+        ...
+
+    @property
     def epochs(self) -> float:
         """Passes over the data so far, the unfinished one by its share."""
         ...

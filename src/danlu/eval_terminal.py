@@ -28,6 +28,7 @@ def evaluate_model(
     *,
     lm_eval: Sequence[str] = (),
     out: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Evaluate a model and say what came of it.
 
@@ -36,13 +37,14 @@ def evaluate_model(
         overrides: "data.eval=FILE", "tasks=gsm8k", and more of `EvalRecipe`.
         lm_eval: tasks of lm-eval to run, too; without data of one's own these alone.
         out: where all of it is written as JSON, a record a sample.
+        trust_remote_code: whether Python code that comes with the checkpoint may run.
     """
     recipe = read_eval_recipe(overrides)
     if not recipe.data.eval and not lm_eval:
         raise RecipeError("nothing to measure on is named", where="data.eval", do="Give data.eval=FILE.")
     if out is not None and not Path(out).expanduser().parent.is_dir():
         raise RecipeError("its folder does not exist", where=out, do="Make it, or name another.")
-    loaded = LanguageModel.load(model)
+    loaded = LanguageModel.load(model, trust_remote_code=trust_remote_code)
     _place(loaded, recipe.run)
     results: list[Result] = []
     if recipe.data.eval:

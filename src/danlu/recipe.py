@@ -22,6 +22,7 @@ from danlu.contracts import ArchitectureConfig, Method
 from danlu.data import DataConfig
 from danlu.engine.optimizer import AdamW, OptimizerConfig
 from danlu.errors import RecipeError, did_you_mean
+from danlu.hub_files import local_directory
 from danlu.registry import exported, lookup, name_of
 from danlu.yaml_text import parse_value, parse_yaml
 
@@ -30,11 +31,16 @@ class HubModel(Config):
     """A checkpoint in the hub's format."""
 
     path: str
-    """Its directory: config.json, safetensors, tokenizer files."""
+    """Its directory (config.json, safetensors, tokenizer files), or `hub:org/name`."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the checkpoint may run."""
     bridge: bool = False
     """Run the code of `transformers` even where the architecture is one of ours."""
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are; a model of the hub is fetched when it is not there yet."""
+        return local_directory(self.path)
 
 
 class RunConfig(Config):
@@ -257,11 +263,16 @@ class Reader:
             return kind(**values)
         except ValidationError as error:
             first = _plainest(error)
-            place = (*path, *(str(part) for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int)))
+            named = first["type"] in ("missing", "extra_forbidden")
+            keep = [i for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int)]
+            keep += [len(first["loc"]) - 1] if named and len(first["loc"]) > 1 else []
+            place = (*path, *(str(first["loc"][i]) for i in dict.fromkeys(keep)))
             reason = first["msg"].removeprefix("Value error, ")
             if first["type"] == "missing":
                 name = ".".join(place)
                 raise self.fail(place, "it is not set", f"Write it, or give {name}=... after the recipe.") from None
+            if first["type"] == "extra_forbidden":
+                raise self.fail(place, "there is no such key") from None
             given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
             raise self.fail(place, reason[0].lower() + reason[1:] + given) from None
 
@@ -282,7 +293,7 @@ class Reader:
         if kind != "architecture" or _is_architecture(value):
             return {"name": value}
         hint = did_you_mean(value, (e.name for e in exported(kind)))
-        if not Path(value).exists() and not hint.startswith("Known"):
+        if not value.startswith("hub:") and not Path(value).exists() and not hint.startswith("Known"):
             raise self.fail(path, f"'{value}' is neither an architecture nor a directory", hint)
         return {"path": value}
 

@@ -24,8 +24,8 @@ from danlu.build import Experiment, assemble
 from danlu.checking import diagnose
 from danlu.engine.device import keep_freed_memory
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
-from danlu.errors import DanluError, RunError
-from danlu.insight.doctor import summary_line, write_html
+from danlu.errors import DanluError, DataError, RunError
+from danlu.insight.doctor import Diagnosis, summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
 from danlu.recipe import Recipe, dump_recipe, load_recipe
@@ -67,8 +67,9 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
     run = _run_directory(loaded, recipe)
     require_loggers(loaded.run.loggers)
     with compilation(loaded.run.compile), closing(assemble(loaded)) as experiment:
+        diagnosis = _examined(experiment)
         _begin(run, experiment)
-        return _carry_out(run, experiment, listeners)
+        return _carry_out(run, experiment, listeners, diagnosis=diagnosis)
 
 
 def resume(run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()) -> Run:
@@ -84,6 +85,21 @@ def resume(run: str | Path, *overrides: str, step: int | None = None, listeners:
     recipe = load_recipe(run / _RECIPE, overrides)
     with compilation(recipe.run.compile), closing(assemble(recipe)) as experiment:
         return _carry_out(run, experiment, listeners, resuming=True, step=step)
+
+
+def _examined(experiment: Experiment) -> Diagnosis:
+    """The doctor's short form.
+
+    Raises:
+        DataError: when it sees a row that would stop the run later.
+    """
+    diagnosis = diagnose(experiment.recipe, experiment.data.documents, _LOOKED_AT)
+    stopping = (found for found in diagnosis.findings if found.name in ("unreadable", "refused") and found.examples)
+    found = next(stopping, None)
+    if found is not None and experiment.recipe.data.quarantine is None:
+        example = found.examples[0]
+        raise DataError(example.what, where=example.where, do=f"{found.do} `danlu check` lists all of them.")
+    return diagnosis
 
 
 def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
@@ -157,6 +173,7 @@ def _carry_out(
     experiment: Experiment,
     listeners: Sequence[Listener],
     *,
+    diagnosis: Diagnosis | None = None,
     resuming: bool = False,
     step: int | None = None,
 ) -> Run:
@@ -179,11 +196,12 @@ def _carry_out(
             recorder.event("resume", step=snapshot.step, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)
-            recorder.event("data", **_data_facts(experiment))
+        told = _data_facts(experiment)
+        recorder.event("data", **told)
+        if diagnosis is not None:
             recorder.event("model", **_model_facts(experiment))
             for note in experiment.notes:
                 recorder.event("note", message=note)
-            diagnosis = diagnose(recipe, experiment.data.documents, _LOOKED_AT)
             write_html(diagnosis, run / "data.html")
             recorder.event("doctor", message=summary_line(diagnosis))
         start = time.perf_counter()
@@ -192,7 +210,12 @@ def _carry_out(
         except DanluError as error:
             with suppress(RunError):  # where nothing can be written, the first error is the one to tell
                 recorder.event("warning", message=str(error))
+            if isinstance(error, DataError) and recipe.data.quarantine is None:
+                way_on = f"Or go on without such rows: danlu resume {run} data.quarantine=DIR."
+                raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}") from error
             raise
+        if (now := _data_facts(experiment)) != told:  # what was read only later
+            recorder.event("data", **now)
         try:
             if reason == "done":
                 experiment.export(run / "final")
@@ -250,11 +273,13 @@ def _versions(experiment: Experiment) -> dict[str, Any]:
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
     facts = asdict(data.train.statistics)
+    measured = {} if data.held_out is None else asdict(data.held_out.statistics)
     counts, edges = np.histogram(experiment.source.lengths, bins=min(40, max(1, experiment.recipe.data.context)))
     return {
         "bytes": facts.pop("num_bytes"),
         **facts,
         "held_out_samples": 0 if data.held_out is None else len(data.held_out),
+        "held_out": {name: value for name, value in measured.items() if value},
         "vocab_size": data.tokenizer.vocab_size,
         "length_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }

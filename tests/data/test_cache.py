@@ -104,7 +104,7 @@ def test_what_is_made_ahead_is_there_when_it_is_wanted_and_what_is_not_wanted_is
 ) -> None:
     folder = tmp_path / "cache"
     chunks = index([write_jsonl(MANY)], folder)
-    cache = TokenCache(Encoder(tokenizer, reader=Reader(Template.parse("text"))), folder, workers=1)
+    cache = TokenCache(Encoder(tokenizer, reader=Reader(Template.parse("text"))), folder, workers=2)
     cache.prefetch(chunks[:2])
     cache.prefetch(chunks[1:2])
     assert len(cache.shards(chunks[1:2])) == 1

@@ -245,14 +245,11 @@ def test_thoughts_are_learned_as_they_are_shown() -> None:
     assert learned(chat("danlu"), only) == f"{thought}{ended}"
 
 
-@given(st.sampled_from(["", "<think>\nHm.\n</think>\n\n", "<think></think>"]), CONTENT.filter(str.strip))
-def test_a_template_that_cuts_thoughts_off_is_learned_from_where_it_shows_what_is_left(thought: str, said: str) -> None:
+def test_a_template_that_prompts_with_what_it_does_not_render_is_refused() -> None:
     deepseek = CASES["deepseek"]
     template = replace(deepseek.template, source=THINKING_DEEPSEEK)
-    left = (thought + said).split("</think>")[-1]
-    found = learned(Chat(deepseek.tokenizer, template), talk("a", thought + said, "c", "d"))
-    end = "<｜end▁of▁sentence｜>"
-    assert found == f"{left}{end}d{end}"
+    with pytest.raises(UnsupportedError, match="it prompts an answer with what it does not render before one"):
+        Chat(deepseek.tokenizer, template).encode(talk("a", "b"), "some.jsonl:1")
 
 
 @pytest.mark.parametrize(
@@ -281,15 +278,12 @@ def test_a_template_that_cuts_thoughts_off_is_learned_from_where_it_shows_what_i
         ),
         (
             "{% for m in messages %}{{ m.content[3:] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}x{% endif %}",
-            "",
+            "it prompts an answer with what it does not render before one",
         ),
     ],
 )
 def test_a_template_that_cannot_be_masked_is_refused(source: str, why: str) -> None:
     maker = Chat(CASES["chatml"].tokenizer, ChatTemplate(source, {}))
-    if not why:  # what is left of the words is found
-        assert learned(maker, talk("question", "answer")) == "wer<|im_end|>"
-        return
     with pytest.raises(UnsupportedError) as caught:
         maker.encode(talk("question", "answer"), "data.jsonl:5")
     assert str(caught.value).startswith(f"data.jsonl:5: the chat template cannot be masked: {why}")

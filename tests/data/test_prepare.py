@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from danlu.data import Collection, Data, DataConfig, Mixture, Tokenizer, build_data, store
+from danlu.errors import DataError
 
 from .conftest import sentence
 
@@ -116,3 +120,27 @@ def test_a_mixture_is_held_out_from_every_part(config: DataConfig, tokenizer: To
 def test_the_data_room_works_without_torch() -> None:
     code = "import sys, danlu.data; assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_a_mixture_every_part_is_held_out_from(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    parts = []
+    for name, count in (("a", 90), ("b", 30), ("c", 1)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"text": f"{name} {sentence(i)}"}) + "\n" for i in range(count)))
+        parts.append({"files": str(file)})
+    config = DataConfig(
+        train=parts, held_out=0.3, held_out_samples=20, context=64, step_samples=1, cache=str(tmp_path / "c")
+    )
+    data = build_data(config, 0, tokenizer)
+    assert data.held_out is not None
+    names = {Path(data.held_out[i].origin.split(":")[0]).stem for i in range(len(data.held_out))}
+    assert {"a", "b"} <= names
+    assert len(data.held_out.lengths) == len(data.held_out) <= 21
+    assert data.held_out.max_token < tokenizer.vocab_size
+
+
+def test_files_without_rows_are_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    config = DataConfig(train=str(tmp_path / "none.parquet"), context=8, step_samples=1, cache=str(tmp_path / "c"))
+    with pytest.raises(DataError, match=r"none\.parquet: there are no rows"):
+        build_data(config, 0, tokenizer)

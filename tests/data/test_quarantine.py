@@ -81,7 +81,7 @@ def test_rows_of_any_form_are_set_aside_by_the_line_of_the_users_file(tmp_path: 
 
 def test_data_of_bad_rows_alone_are_refused_all_the_same(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "a.jsonl").write_text("{\n[\n")
-    with pytest.raises(DataError, match="none of the 2 documents has two tokens"):
+    with pytest.raises(DataError, match="2 of 2 rows were set aside, and nothing is left to learn from"):
         collection(tmp_path / "a.jsonl", tokenizer, tmp_path / "bad").whole()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 import danlu
+from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
-from danlu.errors import RunError
+from danlu.errors import DataError, RunError
 
 from .runs import (
     CONTEXT,
@@ -199,3 +201,48 @@ def test_bits_per_byte_are_of_the_bytes_of_the_documents(tmp_path: Path) -> None
     row = lines(run.path / "metrics.jsonl")[0]
     nll = row["held_out_loss"] * int(corpus.lengths.sum())
     assert row["held_out_bits_per_byte"] == pytest.approx(nll / math.log(2) / corpus.statistics.num_bytes, rel=1e-9)
+
+
+class Faulty:
+    """A source whose next draw, after some, cannot be read."""
+
+    def __init__(self, inner: Any, draws: int) -> None:
+        self.inner, self.draws = inner, draws
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def draw(self) -> Any:
+        if not self.draws:
+            self.inner.draw()  # as a source that has consumed some samples when it comes to the bad one
+            raise DataError("the line is not JSON", where="some.jsonl:7")
+        self.draws -= 1
+        return self.inner.draw()
+
+
+def test_a_fault_in_what_comes_later_leaves_a_checkpoint_of_the_last_update(tmp_path: Path) -> None:
+    parts = experiment(recipe(tmp_path, checkpoint_every=12))
+    before = source(parts)
+    for _ in range(3):
+        before.draw()
+    (tmp_path / "run").mkdir()
+    loop = replace(parts, source=Faulty(parts.source, 3)).loop(
+        tmp_path / "run", Recorder(tmp_path / "run", []), lambda: None
+    )
+    with pytest.raises(DataError, match=r"some\.jsonl:7: the line is not JSON"):
+        loop.run()
+    assert checkpoints(tmp_path / "run") == [3]
+    assert loop.checkpoints.load(None).state["source"] == before.state_dict()
+
+
+def test_data_that_end_early_end_the_run_as_it_should_end(tmp_path: Path) -> None:
+    made = recipe(tmp_path, steps=500)
+    made["data"]["train"] = [{"files": made["data"]["train"], "epochs": 1}]
+    run = danlu.train(made)
+    last = steps(run.path)[-1]
+    assert 0 < last < 500
+    assert checkpoints(run.path)[-1] == last
+    assert (run.path / "final").exists()
+    assert run.metrics["step"] == last
+    told = [event["message"] for event in lines(run.path / "events.jsonl") if event["kind"] == "warning"]
+    assert told == [f"the data ended after {last} updates, before the run was to"]

@@ -61,15 +61,20 @@ def read_config(directory: Path) -> ArchitectureConfig:
     """
     config, file = read_json(directory / _CONFIG), directory / _CONFIG
     kinds: dict[str, Any] = {getattr(e.target, "model_type", e.name): e.target for e in exported("architecture")}
-    kind = kinds.get(config.get("model_type", ""))
+    kind = kinds.get(str(config.get("model_type", "")))
     if kind is None:
         known = f"Known: {', '.join(sorted(kinds))}."
         raise UnsupportedError(f"no architecture is of model_type {config.get('model_type')!r}", where=file, do=known)
     try:
-        return kind.from_hub(config)
+        read: ArchitectureConfig = kind.from_hub(config)
+        with torch.device("meta"):
+            read.build()
     except (ValidationError, KeyError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is absent"
         raise CheckpointError(f"the config cannot be meant: {reason}", where=file) from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(f"the config cannot be meant ({error})", where=file) from error
+    return read
 
 
 def model_directory(path: str | Path) -> Path:
@@ -186,7 +191,10 @@ def weight_files(directory: Path) -> list[Path]:
         CheckpointError: when there are none, or the index names one outside the directory.
     """
     if (directory / _INDEX).exists():
-        names = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
+        listed = read_json(directory / _INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise CheckpointError("the index names no files", where=directory / _INDEX, do="Fetch it again.")
+        names = sorted(set(listed.values()))
     elif (directory / _WEIGHTS).exists():
         names = [_WEIGHTS]
     else:

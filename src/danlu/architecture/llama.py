@@ -249,7 +249,8 @@ class Llama(SequenceModel):
     def __init__(self, config: LlamaFamilyConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size)
+        # The head's gradient is as large as the table; to a tied one the few rows of the input are added, not a table.
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size, sparse=config.tie_word_embeddings)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:

@@ -51,6 +51,7 @@ class TokenCache:
         self.encoder = encoder
         self.folder = folder
         self._workers = (workers or os.cpu_count() or 1) if parallel else 1
+        self._alone = workers == 1
         self._processes: ProcessPoolExecutor | None = None
         self._jobs: dict[Path, Future[None]] = {}
         self._end: Callable[[], object] = lambda: None
@@ -73,6 +74,8 @@ class TokenCache:
 
     def prefetch(self, chunks: Sequence[Chunk]) -> None:
         """Begin to make what is not there yet, in processes, and give up what was begun and is not among it."""
+        if self._alone:
+            return
         absent = {path: chunk for chunk in chunks if not (path := self.path(chunk)).exists()}
         self._give_up(absent.keys())
         for path, chunk in absent.items():

@@ -173,14 +173,15 @@ def resolve_template(name_or_path: str, tokenizer: Tokenizer) -> ChatTemplate:
     """
     special = special_tokens(tokenizer.files, "tokenizer")
     if name_or_path == "chatml":
-        end = _END if _END in tokenizer.added_tokens else special.get("eos_token")
-        if end is None:
+        own = None if tokenizer.eos_id is None else tokenizer.decode([tokenizer.eos_id])
+        end = _END if _END in tokenizer.added_tokens else special.setdefault("eos_token", own or "")
+        if not end:
             what = f"the tokenizer has neither {_END} nor an eos_token, so nothing could end a turn"
             raise UnsupportedError(what, do="Add an eos_token to its tokenizer_config.json.")
         return ChatTemplate(CHATML.replace(_END, end), special)
     try:
         source = Path(name_or_path).expanduser().read_text(encoding="utf-8")
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RuntimeError) as fault:
         what = f"the chat template cannot be read ({_line(fault)})"
         raise DataError(what, where=name_or_path, do="Give the path of a .jinja file, or chatml.") from None
     _check(source, name_or_path)

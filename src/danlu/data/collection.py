@@ -90,6 +90,8 @@ class Collection:
         """
         paths, folder = resolve(files), store.cache_folder(cache)
         chunks = index(paths, folder)
+        if not chunks:
+            raise DataError("there are no rows", where=paths[0], do="Name files with rows in them.")
         parallel = sum(chunk.num_bytes for chunk in chunks) >= worth_processes
         made = TokenCache(encoder, folder, workers=workers, parallel=parallel)
         return cls(chunks, made, rules, Quarantine(quarantine), len(paths))
@@ -111,11 +113,11 @@ class Collection:
         self._note(corpus, chunks)
         return corpus
 
-    def whole(self, limit: int | None = None) -> Corpus:
+    def whole(self, limit: int | None = None, *, may_be_empty: bool = False) -> Corpus:
         """The samples of all chunks, or the first of them: then no more is encoded than these take.
 
         Raises:
-            DataError: as `corpus`, and when there is no sample.
+            DataError: as `corpus`, and when there is no sample, unless there need be none.
         """
         count = len(self.chunks)
         wanted = count if limit is None else min(count, _TRIED)
@@ -124,7 +126,7 @@ class Collection:
             missing = min(limit / max(len(corpus), 1), _TRIED)
             wanted = min(count, math.ceil(_MARGIN * missing * wanted))
             corpus = self.corpus(range(wanted), limit)
-        if not len(corpus):
+        if not len(corpus) and not may_be_empty:
             self.check_samples()
         return corpus
 
@@ -132,6 +134,11 @@ class Collection:
     def encoder(self) -> Encoder:
         """What makes tokens of its rows."""
         return self._cache.encoder
+
+    def set_aside(self, number: int, faults: Sequence[tuple[int, DataError]]) -> None:
+        """Put bad rows of a chunk into quarantine, where there is one."""
+        if self._quarantine.folder is not None:
+            self._quarantine.put(self.chunks[number], faults)
 
     def prefetch(self, chunks: Sequence[int]) -> None:
         """Begin to encode some chunks in the background."""
@@ -197,7 +204,10 @@ class Collection:
         read = self.statistics
         if read.samples or not read.complete:
             return
-        where, count = (self.chunks[0].place.paths[0] if self.chunks else None), self.num_documents
+        where, count = self.chunks[0].place.paths[0], self.num_documents
+        if aside := read.faults + read.refused:
+            what = f"{aside} of {count} rows were set aside, and nothing is left to learn from"
+            raise DataError(what, where=where, do="Look into the quarantine.")
         if self.rules.fraction and read.empty + read.too_short < count:
             side = "hold out" if self.rules.side == "held_out" else "train on"
             what = f"a split of {count} documents at {self.rules.fraction} leaves none to {side}"

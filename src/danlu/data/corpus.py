@@ -259,7 +259,7 @@ def _place(shards: Sequence[Shard]) -> np.ndarray:
 
 def _spans(shards: Sequence[Shard], documents: np.ndarray) -> tuple[Int64[np.ndarray, " D"], np.ndarray]:
     """How many spans each document has, and these, one document's after another's."""
-    sizes = [len(shard.spans) for shard in shards]
+    sizes = np.array([len(shard.spans) for shard in shards], np.int64)
     count = documents["spans_end"] - documents["spans_start"]
     first = (np.cumsum(sizes) - sizes)[documents["shard"]] + documents["spans_start"]
     numbers = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))

@@ -15,12 +15,12 @@ from danlu.data.document import Document, Text, Tokens
 from danlu.data.rows import Reader, content
 from danlu.data.shard import DOCUMENT, SPAN, Fault, Shard
 from danlu.data.tokenizer import Tokenizer
-from danlu.errors import DataError
+from danlu.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.data.chat import Chat
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Encoder:
         if not isinstance(document, Text):
             if self.chat is None:
                 raise _not_text(where)
-            return self.chat.encode(document, where)
+            return self._rendered(self.chat, document, where)
         ids = self.tokenizer.encode(document.text)
         ends = [[] if mark is None or not len(ids) else [mark] for mark in (self._bos, self._eos)]
         return Tokens(np.array([*ends[0], *ids.tolist(), *ends[1]], np.int64))
@@ -100,16 +100,25 @@ class Encoder:
         elif self.chat is None:
             raise _not_text(where)
         else:
-            own = self.chat.encode(document, where)
+            own = self._rendered(self.chat, document, where)
             num_bytes = self._learned_bytes(own)
             found.spans += _spans(own)
         found.own.append(own)
         number = found.shapes.setdefault(shape, len(found.shapes))
         found.documents.append((0, len(found.spans), num_bytes, record, number, digest_of(told)))
 
+    @staticmethod
+    def _rendered(chat: Chat, document: Document, where: str) -> Tokens:
+        """The tokens of what is not plain text; a template that cannot render or mask this row is the row's fault."""
+        try:
+            return chat.encode(document, where)
+        except UnsupportedError as fault:
+            raise DataError(fault.what, where=where, do=fault.do) from fault
+
     def _learned_bytes(self, tokens: Tokens) -> int:
-        learned = tokens.ids if tokens.weights is None else tokens.ids[tokens.weights > 0]
-        return len(self.tokenizer.decode(learned).encode())
+        """Bytes of the text that is learned; special tokens are none, and the first token is no target."""
+        learned = tokens.ids[1:] if tokens.weights is None else tokens.ids[1:][tokens.weights[1:] > 0]
+        return len(self.tokenizer.decode(learned[~np.isin(learned, self.tokenizer.special_ids)]).encode())
 
     def _encode(self, found: _Found) -> tuple[UInt[np.ndarray, " T"], Int64[np.ndarray, " D"]]:
         """All documents' ids one after another, without ends, and how many are whose."""

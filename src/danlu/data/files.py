@@ -70,8 +70,12 @@ def resolve(patterns: str | Sequence[str]) -> list[Path]:
     listed = [patterns] if isinstance(patterns, str) else patterns
     found: dict[Path, Path] = {}
     for pattern in listed:
-        for path in _expand(pattern):
-            found.setdefault(path.resolve(), path)
+        try:
+            for path in _expand(pattern):
+                found.setdefault(path.resolve(), path)
+        except (OSError, RuntimeError) as fault:
+            what = f"the path cannot be read ({getattr(fault, 'strerror', None) or fault})"
+            raise DataError(what, where=pattern, do="Check it and its rights.") from fault
     if not found:
         raise DataError("no data file is named", do="Give a file, a glob or a folder.")
     return list(found.values())
@@ -98,8 +102,12 @@ def _expand(pattern: str) -> list[Path]:
     return files
 
 
+def _fail(fault: OSError) -> None:
+    raise fault
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)

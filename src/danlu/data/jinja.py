@@ -153,6 +153,7 @@ def compile_template(source: str) -> tuple[Compiled, bool]:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
     environment.filters.update(tojson=_tojson, counted=_counted)
     environment.filters.update(format=_format, center=_center, indent=_indent)
+    environment.globals.pop("lipsum")  # text without end
     environment.globals["raise_exception"] = _raise
     tree = environment.parse(source)
     for loop in list(tree.find_all(nodes.For)):

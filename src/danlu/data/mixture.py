@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from danlu.data.collection import Collection
-from danlu.data.corpus import Sample
+from danlu.data.corpus import Corpus, Sample
 from danlu.data.order import uniform
 from danlu.data.statistics import Statistics
 from danlu.data.stream import POOL_BYTES, Stream
@@ -94,6 +97,31 @@ class Mixture:
             portion.collection.close()
 
 
+class Joined:
+    """Several corpora as one, one after another.
+
+    Attributes:
+        max_token: the largest token id.
+        lengths: the number of targets of each sample.
+        statistics: what they hold, counted.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus]) -> None:
+        """Join some."""
+        self._corpora = tuple(corpora)
+        self._ends = np.cumsum([len(corpus) for corpus in corpora])
+        self.max_token = max(corpus.max_token for corpus in corpora)
+        self.lengths: Int64[np.ndarray, " S"] = np.concatenate([corpus.lengths for corpus in corpora])
+        self.statistics = Statistics.total(corpus.statistics for corpus in corpora)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._corpora[number][index - (int(self._ends[number - 1]) if number else 0)]
+
+
 class MixtureStream:
     """The samples of a mixture, one after another.
 
@@ -131,7 +159,8 @@ class MixtureStream:
     @property
     def exhausted(self) -> bool:
         """Whether all parts are."""
-        return all(stream.exhausted for stream in self._streams)
+        ended = [stream.exhausted for stream in self._streams]  # each of them reads what comes first
+        return all(ended)
 
     @property
     def epochs(self) -> float:

@@ -18,7 +18,7 @@ from danlu.data.cutting import Rules
 from danlu.data.encoder import Encoder
 from danlu.data.files import resolve
 from danlu.data.index import index
-from danlu.data.mixture import Mixture, Portion
+from danlu.data.mixture import Joined, Mixture, Portion
 from danlu.data.rows import Reader, texts
 from danlu.data.source import DataSource
 from danlu.data.template import Template
@@ -59,7 +59,7 @@ class Data:
     documents: Documents
     tokenizer: Tokenizer
     train: Collection | Mixture
-    held_out: Corpus | None
+    held_out: Corpus | Joined | None
 
     def source(self, config: DataConfig, *, seed: int, epochs: int | None = None) -> DataSource:
         """What a run draws its steps from.
@@ -118,7 +118,10 @@ def build_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None
         for part, made in zip(parts, collections, strict=True)
     ]
     train = collections[0] if parts == [Part(files=parts[0].files)] else Mixture(portions)
-    held_out = None if documents.held_out is None else documents.held_out.whole()
+    held_out: Corpus | Joined | None = None
+    if documents.held_out is not None:
+        held_out = documents.held_out.whole()
+        documents.held_out.close()
     if isinstance(config.held_out, float):
         held_out = _held_out(collections, config.held_out_samples)
     return Data(documents, documents.tokenizer, train, held_out)
@@ -152,11 +155,11 @@ def build_encoder(
 
 
 def _collection(config: DataConfig, part: Part, tokenizer: Tokenizer, rules: Rules, parts: int = 1) -> Collection:
-    own = part.field is not None or part.fields is not None
+    field, fields = _reading(config, part)
     encoder = build_encoder(
         tokenizer,
-        field=part.field if own else config.field,
-        fields=part.fields if own else config.fields,
+        field=field,
+        fields=fields,
         chat_template=config.chat_template,
         train_on=config.train_on,
         add_bos=config.add_bos,
@@ -168,21 +171,28 @@ def _collection(config: DataConfig, part: Part, tokenizer: Tokenizer, rules: Rul
     )
 
 
-def _held_out(collections: Sequence[Collection], limit: int) -> Corpus:
+def _held_out(collections: Sequence[Collection], limit: int) -> Corpus | Joined:
     """The first samples of the other side, of each part as many as it has documents for."""
     total = sum(made.num_documents for made in collections)
     sides = [made.held_out() for made in collections]
     if len(sides) == 1:
         return sides[0].whole(limit)
-    corpora = [side.whole(max(1, round(limit * side.num_documents / total))) for side in sides]
-    shards = [shard for corpus in corpora for shard in corpus.shards]
-    return Corpus(shards, sides[0].rules, num_files=sum(side.num_files for side in sides), limit=limit)
+    shares = [max(1, round(limit * side.num_documents / total)) for side in sides]
+    corpora = [side.whole(share, may_be_empty=True) for side, share in zip(sides, shares, strict=True)]
+    found = [corpus for corpus in corpora if len(corpus)]
+    if not found:
+        sides[0].check_samples()
+    return Joined(found)
 
 
 def _trained_tokenizer(config: DataConfig) -> Tokenizer:
-    files = [name for part in config.parts for name in ([part.files] if isinstance(part.files, str) else part.files)]
-    fields = config.parts[0].fields or config.fields
-    return train_tokenizer(files, config.parts[0].field or config.field, config.vocab_size, config.cache, fields)
+    return _trained([(part.files, *_reading(config, part)) for part in config.parts], config.vocab_size, config.cache)
+
+
+def _reading(config: DataConfig, part: Part) -> tuple[str | None, Mapping[str, str] | None]:
+    """The `field` and `fields` that hold for a part."""
+    own = part.field is not None or part.fields is not None
+    return (part.field, part.fields) if own else (config.field, config.fields)
 
 
 def train_tokenizer(
@@ -206,9 +216,20 @@ def train_tokenizer(
     Raises:
         DataError: when a file cannot be read.
     """
-    reader = Reader(None if field is None else Template.parse(field), tuple((fields or {}).items()))
+    return _trained([(files, field, fields)], vocab_size, cache)
+
+
+def _trained(
+    parts: Sequence[tuple[str | Sequence[str], str | None, Mapping[str, str] | None]],
+    vocab_size: int,
+    cache: str | Path | None,
+) -> Tokenizer:
+    """The same of several parts, of each an equal share: its files, `field` and `fields`."""
     folder = store.cache_folder(cache)
-    read = list(_first_texts(resolve(files), reader, folder))
+    read: list[str] = []
+    for files, field, fields in parts:
+        reader = Reader(None if field is None else Template.parse(field), tuple((fields or {}).items()))
+        read += _first_texts(resolve(files), reader, folder, TRAINING_BYTES // len(parts))
     state = hashlib.blake2b(repr((_VERSION, vocab_size, [len(text) for text in read])).encode(), digest_size=16)
     for text in read:
         state.update(text.encode())
@@ -221,7 +242,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def _first_texts(files: Sequence[Path], reader: Reader, folder: Path) -> Iterator[str]:
+def _first_texts(files: Sequence[Path], reader: Reader, folder: Path, enough: int) -> Iterator[str]:
     """Whole chunks of documents until there is enough; rows that are none are told of when they are encoded."""
     num_bytes = 0
     for chunk in index(files, folder):
@@ -229,7 +250,7 @@ def _first_texts(files: Sequence[Path], reader: Reader, folder: Path) -> Iterato
             if not isinstance(found, DataError):
                 yield from filter(_is_sound, texts(found[1]))
         num_bytes += chunk.num_bytes
-        if num_bytes >= TRAINING_BYTES:
+        if num_bytes >= enough:
             return
 
 

@@ -19,7 +19,7 @@ class Quarantine:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Set rows aside in a folder; without one, refuse them."""
-        self._folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._written: dict[Path, set[bytes]] = {}
 
     def put(self, chunk: Chunk, faults: Sequence[tuple[int, DataError]]) -> None:
@@ -30,13 +30,13 @@ class Quarantine:
         """
         if not faults:
             return
-        if self._folder is None:
+        if self.folder is None:
             raise faults[0][1]
         rows = raw_rows(chunk)
         for record, fault in faults:
             source = chunk.place.paths[record if len(chunk.place.paths) > 1 else 0]
             said = {"where": fault.where, "what": f"{fault.what}. {fault.do}", "row": rows[record]}
-            self._write(self._folder / f"{Path(source).name}.jsonl", json.dumps(said, default=str).encode())
+            self._write(self.folder / f"{Path(source).name}.jsonl", json.dumps(said, default=str).encode())
 
     def _write(self, path: Path, line: bytes) -> None:
         try:

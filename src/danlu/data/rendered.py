@@ -58,7 +58,10 @@ class Rendered:
         for i in learned:
             if i not in ends:
                 raise self._refusal(f"it leaves out the end of message {i + 1}, or repeats it")
-            start = self._prompted(i) if self.messages[i]["role"] == "assistant" else None
+            answers = self.messages[i]["role"] == "assistant" and i > 0
+            start = self._prompted(i) if answers else None
+            if answers and start is None and i == len(self.messages) - 1:
+                raise self._refusal("it prompts an answer with what it does not render before one")
             start = self._begun(i) if start is None else start
             if start is None or start > ends[i]:
                 raise self._refusal(f"it leaves out the beginning of message {i + 1}, or repeats it")
@@ -67,8 +70,6 @@ class Rendered:
 
     def _prompted(self, i: int) -> int | None:
         """Where the prompt for message i ends, if the text begins with that prompt."""
-        if i == 0:
-            return None
         try:
             prompt = self.template.render(self.messages[:i], self.tools, add_generation_prompt=True, where=self.where)
         except DanluError:
@@ -97,9 +98,10 @@ class Rendered:
         closing = self.text[said:]
         if i + 1 < len(self.messages):
             alone = self._closing(i, must=assistant)
-            closing = closing[
-                : sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(closing, alone, strict=False)))
-            ]
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(closing, alone, strict=False)))
+            first = self.ends.search(alone)  # another token may end the last turn than those before it
+            here = self.ends.match(closing, first.start()) if first and first.start() <= same else None
+            closing = closing[: max(same, here.end() if here else 0)]
         tokens = list(self.ends.finditer(closing))
         if not tokens:
             if assistant:

@@ -147,7 +147,8 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
         while block := file.read(_PACKED_BLOCK):
             while block:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(block)
+                if content := frame.decompress(block):
+                    yield content
                 block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     except zstandard.ZstdError as fault:
         raise _ZstdError(str(fault)) from None

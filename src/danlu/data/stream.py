@@ -16,7 +16,7 @@ from danlu.errors import CheckpointError, DataError
 if TYPE_CHECKING:
     from danlu.data.collection import Collection
 
-POOL_BYTES = 32 << 20
+POOL_BYTES = 16 << 20
 """Bytes of documents that are mixed with one another."""
 
 

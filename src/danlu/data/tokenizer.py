@@ -163,6 +163,12 @@ class Tokenizer:
         """The tokens that a chat's text is searched for before it is cut into words, and their ids."""
         return {token.content: i for i, token in self._backend.get_added_tokens_decoder().items()}
 
+    @functools.cached_property
+    def special_ids(self) -> list[int]:
+        """The ids of its special tokens, which stand for no text."""
+        added = json.loads(self.json).get("added_tokens") or []
+        return [token["id"] for token in added if token.get("special")]
+
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """The narrowest type that holds every id: uint16 or uint32."""

@@ -127,7 +127,7 @@ def _peak_resident() -> int:
 
 
 @functools.cache
-def _measured_peak(dtype: torch.dtype, threads: int, size: int = 2048, patience: int = 10) -> float:
+def _measured_peak(dtype: torch.dtype, threads: int, size: int = 2048, patience: int = 5) -> float:
     """The best of square products, until so many have brought no better; `threads` is part of the key."""
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
     best, since = float("inf"), 0

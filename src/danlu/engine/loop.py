@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
 from danlu.engine.state import load_optimizer, optimizer_tensors
 from danlu.engine.update import Updater
-from danlu.errors import CheckpointError, RunError
+from danlu.errors import CheckpointError, DanluError, RunError
 
 
 @dataclass(frozen=True)
@@ -90,29 +91,52 @@ class Loop:
     stopping: Callable[[], str | None]
     identity: Mapping[str, Any]
     progress: Progress = field(default_factory=Progress)
+    _trained_on: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> str:
         """Train to the end; say why it ended: "done", or what `stopping` said."""
         self.device.peak_flops(self.updater.policy.compute_dtype)
-        if self.progress.measured < 0:
-            self._measure_start()
-        stop = None
-        while stop is None and not self._done:
-            start = time.perf_counter()
-            samples = self.source.draw()
-            if not samples:
-                break
-            row = self._update([self.updater.method.group(sample) for sample in samples], start)
-            done = self._done
-            stop = None if done else self.stopping()
-            if done or self._due(self.plan.eval_every):
-                row |= self._measure()
-            self.recorder.metrics(row)
-            if self.progress.measured == self.progress.step:
-                self._continue_prompts()
-            if done or stop is not None or self._due(self.plan.checkpoint_every):
-                self.save()
+        self._trained_on = self.source.state_dict()
+        try:
+            if self.progress.measured < 0:
+                self._measure_start()
+            stop = None
+            while stop is None and not self._done:
+                stop = self._turn()
+        except DanluError:
+            self._save_what_was_learned()
+            raise
+        if stop is None and self.plan.share(self.progress.step, self.source.epochs) < 1:
+            told = f"the data ended after {self.progress.step} updates, before the run was to"
+            self.recorder.event("warning", message=told)
         return stop or "done"
+
+    def _turn(self) -> str | None:
+        """One update and what follows it; a reason to stop, if there is one."""
+        start = time.perf_counter()
+        samples = self.source.draw()
+        row = self._update([self.updater.method.group(sample) for sample in samples], start)
+        self._trained_on = self.source.state_dict()
+        try:
+            done = self._done
+        except DanluError:  # what comes next cannot be read; what was done is written down
+            self.recorder.metrics(row)
+            raise
+        stop = None if done else self.stopping()
+        if done or self._due(self.plan.eval_every):
+            row |= self._measure()
+        self.recorder.metrics(row)
+        if self.progress.measured == self.progress.step:
+            self._continue_prompts()
+        if done or stop is not None or self._due(self.plan.checkpoint_every):
+            self.save()
+        return stop
+
+    def _save_what_was_learned(self) -> None:
+        """A checkpoint of the last update, where there is none; samples drawn since then are drawn again."""
+        if self.progress.step and self.progress.step not in self.checkpoints.steps():
+            with suppress(DanluError):  # the first fault is the one to tell
+                self.save()
 
     def save(self) -> Path:
         """Write a checkpoint."""
@@ -124,7 +148,7 @@ class Loop:
             "model": dict(policy.named_parameters()),
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
-        state = {"progress": asdict(progress), "source": self.source.state_dict(), **self.identity}
+        state = {"progress": asdict(progress), "source": self._trained_on or self.source.state_dict(), **self.identity}
         path = self.checkpoints.save(
             Snapshot(progress.step, tensors, state), best=best, keep=self.plan.keep_checkpoints
         )
@@ -163,7 +187,7 @@ class Loop:
 
     @property
     def _done(self) -> bool:
-        return self.plan.share(self.progress.step, self.source.epochs) >= 1
+        return self.plan.share(self.progress.step, self.source.epochs) >= 1 or self.source.exhausted
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -204,11 +228,9 @@ class Loop:
 
     def _measure(self) -> dict[str, float]:
         """The metrics on held-out data, each name with "held_out_" before it."""
+        measured = {} if self.held_out is None else self.updater.measure(self.held_out())
         self.progress.measured = self.progress.step
-        if self.held_out is None:
-            return {}
-        measured = self.updater.measure(self.held_out())
-        self.progress.measured_loss = measured["loss"]
+        self.progress.measured_loss = measured.get("loss")
         return {f"held_out_{name}": value for name, value in measured.items()}
 
     def _measure_start(self) -> None:

@@ -59,16 +59,18 @@ class Updater:
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums, flops, packs = _Sums(), 0, 0
-        if not all(counts.values()):
-            empty = next(name for name, count in counts.items() if not count)
-            raise RunError(f"step {step + 1} has nothing to learn from: its count of '{empty}' is 0")
         for batch in self._packs(groups):
             outcome = self.method.loss(self.models, _keyed(batch, key))
+            if empty := [name for name in outcome.losses if not counts[name]]:
+                raise RunError(f"step {step + 1} has nothing to learn from: its count of '{empty[0]}' is 0")
             loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**outcome.metrics, "loss": loss})
             flops += 3 * self.policy.flops(batch.packed, len(batch.targets))
             packs += 1
+        for parameter in self.policy.parameters():
+            if parameter.grad is not None and parameter.grad.is_sparse:  # a table that was looked up, and no head's
+                parameter.grad = parameter.grad.to_dense()
         averages = self.method.summarize(sums.over({**counts, "loss": 1.0}))
         return {**averages, "packs": packs, "flops": flops}
 

@@ -16,7 +16,7 @@ from danlu.errors import DataError
 from danlu.evaluation.extractors import Extractor
 from danlu.evaluation.result import Result
 from danlu.generate import LanguageModel, Sampling, generate
-from danlu.generate.chat_session import chat_ids, turn_ending, until
+from danlu.generate.chat_session import chat_ids, turn_ending, turn_opening, until
 from danlu.generate.text import pieces
 
 
@@ -55,6 +55,8 @@ class Asker:
         """
         self.model, self._template, self._encode = model, template, encode
         self._ending = "" if template is None else turn_ending(model.tokenizer, template)
+        self._opening = "" if template is None else turn_opening(model.tokenizer, template)
+        self.unfinished = 0
 
     def questions(
         self, examples: Iterable[tuple[str, Document]], max_new_tokens: int
@@ -107,9 +109,11 @@ class Asker:
             if step.token not in stop:
                 written[step.prompt].append(step.token)
             if step.ended is not None:
+                self.unfinished += step.ended == "length"
                 answered(step.prompt)
         streams = (pieces(self.model.tokenizer, ids, new) for ids, new in zip(prompts, written, strict=True))
-        return ["".join(until(stream, self._ending)) for stream in streams]
+        texts = ["".join(until(stream, self._ending)) for stream in streams]
+        return [text.rpartition(self._opening)[2].lstrip() if self._opening else text for text in texts]
 
 
 def judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 
 from danlu.data.chat import Chat
@@ -45,6 +46,9 @@ def evaluate(
     """
     wanted, run = list(dict.fromkeys(tasks)), run or EvalRun()
     _check(wanted)
+    longest = model.model.config.longest
+    if data.context is not None and longest is not None and data.context > longest:
+        raise RecipeError(f"data.context ({data.context}) exceeds the model's {longest} positions", do="Lower it.")
     examples = list(islice(read_examples(data), data.limit))
     if not examples:
         raise DataError("there is no sample", where="data.eval", do="Name files that hold some.")
@@ -57,7 +61,7 @@ def evaluate(
         tally = HeldOut(model.tokenizer, chat.encode, context)
         found[LOSS] = tally.measure(model.model, _counted(examples, progress), run.pack_tokens)
     if extracting := [task for task in wanted if task != LOSS]:
-        asker = Asker(model, template, chat.encode)
+        asker = Asker(model, template, replace(chat, train_on=("assistant",)).encode)
         questions, left_out = asker.questions(examples, run.max_new_tokens)
         done: set[int] = set()
 
@@ -68,6 +72,7 @@ def evaluate(
         answers = asker.answers(
             questions, max_new_tokens=run.max_new_tokens, max_active=run.max_active, answered=answered
         )
+        left_out |= {"unfinished": asker.unfinished}
         for task in extracting:
             found[task] = judge(task, lookup("extractor", task)(), questions, answers, left_out)
     return Evaluation(tuple(found[task] for task in wanted))

@@ -69,14 +69,15 @@ def _plain(number: re.Match[str] | None) -> str | None:
     return None if number is None else number[0].replace(",", "").replace("$", "")
 
 
-_SAID = re.compile(r"(?i:answer|choice|option)\b(?i:[\s*:=]|is)*\(?\**([A-D])\b")
-_FIRST = re.compile(r"\s*\**\(?([A-D])(?:[).:,*\s]*$|[).:,*])")
+_SAID = re.compile(r"(?i:answer)\b(?i:[\s*:=]|is)*\(?\**([A-D])\b")
+_FIRST = re.compile(r"\s*\**\(?([A-D])(?:[).:,*\s]*$|[).:,*]|\s*\n)")
+_CHOSEN = re.compile(r"(?i:choice|option)\b(?i:[\s*:=]|is)*\(?\**([A-D])\b")
 _ALONE = re.compile(r"\(([A-D])\)|\b([B-D])\b|\bA\b(?! [a-z])")
 
 
 @export("extractor", "choice", source="Hendrycks et al., 2021, https://arxiv.org/abs/2009.03300")
 class Choice(Extractor):
-    """A letter from A to D: the last one that is said to be the answer, else the one it begins with, else the last.
+    """A letter from A to D: that is said to be the answer, else that it begins with, else a choice, else the last.
 
     Example:
         >>> Choice().reference("B"), Choice().reference("(C) a furnace")
@@ -95,5 +96,7 @@ class Choice(Extractor):
             return str(said[-1])
         if first := _FIRST.match(text):
             return first[1]
+        if chosen := _CHOSEN.findall(text):
+            return str(chosen[-1])
         alone = next(reversed(list(_ALONE.finditer(text))), None)
         return None if alone is None else alone[1] or alone[2] or "A"

@@ -7,7 +7,6 @@ Every token's likelihood is summed on its own in double precision, so the number
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -63,8 +62,7 @@ class HeldOut:
             context: the most targets of a piece.
         """
         self._tokenizer, self._encode, self._context = tokenizer, encode, context
-        added = json.loads(tokenizer.json).get("added_tokens", [])
-        self._special = [token["id"] for token in added if token["special"]]
+        self._special = tokenizer.special_ids
         self.counts = Counter({"samples": 0, "targets": 0, "cut": 0, "nothing_learned": 0})
         self._num_bytes = 0
         self._waiting: deque[tuple[str, Tensor]] = deque()

@@ -194,7 +194,7 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
     return Sampling(
         temperature=float(settings.get("temperature", 1.0)),
         top_p=settings.get("top_p"),
-        top_k=settings.get("top_k"),
+        top_k=settings.get("top_k") or None,
         max_new_tokens=int(most),
     )
 
@@ -228,7 +228,12 @@ def bridge(answerer: Answerer) -> Any:
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             if answerer.template is None:
                 raise UnsupportedError("the model has no chat template", do="Give one: data.chat_template=chatml.")
-            return answerer.template.render(chat_history, add_generation_prompt=add_generation_prompt)
+            text = answerer.template.render(chat_history, add_generation_prompt=add_generation_prompt)
+            last = chat_history[-1]
+            if add_generation_prompt or last["role"] != "assistant":
+                return text
+            said = last["content"].rstrip()  # the beginning of an answer, which is to be continued
+            return text[: text.rindex(said) + len(said)]
 
         @property
         def tokenizer_name(self) -> str:

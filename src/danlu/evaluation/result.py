@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,16 @@ class Evaluation:
         path = Path(path).expanduser()
         content = [{**result.row, "records": list(result.records)} for result in self.results]
         try:
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(_plain(content), indent=1, ensure_ascii=False, default=str)
+            path.write_text(f"{text}\n", encoding="utf-8")
         except OSError as fault:
             raise RunError(f"the result cannot be written ({fault.strerror})", where=path, do="Name another.") from None
+
+
+def _plain(value: Any) -> Any:
+    """With null for numbers that JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,19 +106,22 @@ class ChatSession:
             RecipeError: when nothing was said, or the file exists.
             DataError: when it cannot be written.
         """
-        path = Path(path).expanduser()
         if not self._turns:
             raise RecipeError("nothing was said that could be saved", do="Say something first.")
-        if path.exists() and path.suffix != ".jsonl":
-            raise RecipeError(
-                "the file exists", where=path, do="Choose another, or a .jsonl, which gets one more line."
-            )
-        line = json.dumps({"messages": self.messages}, ensure_ascii=False)
+        line = json.dumps({"messages": self.messages}, ensure_ascii=False).encode()
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
-        except OSError as fault:
-            raise DataError(f"the file cannot be written ({fault.strerror})", where=path, do="Name another.") from None
+            path = Path(path).expanduser()
+            if path.exists() and path.suffix != ".jsonl":
+                do = "Choose another, or a .jsonl, which gets one more line."
+                raise RecipeError("the file exists", where=path, do=do)
+            with path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else b"\n" + line
+                file.write(line + b"\n")
+        except (OSError, RuntimeError) as fault:
+            what = f"the file cannot be written ({getattr(fault, 'strerror', None) or fault})"
+            raise DataError(what, where=path, do="Name another.") from None
 
     def _room(self, ids: Sequence[int]) -> int:
         """How many tokens a reply may have."""
@@ -191,6 +195,23 @@ def turn_ending(tokenizer: Tokenizer, template: ChatTemplate) -> str:
     behind = template.render(exchange).rpartition(_REPLY)[2].strip()
     inside = [token for token in tokenizer.added_tokens if token.strip() and token in behind]
     return min(inside, key=lambda token: (behind.index(token), -len(token)), default=behind)
+
+
+def turn_opening(tokenizer: Tokenizer, template: ChatTemplate) -> str:
+    """What stands last before an answer's words in what a model writes; "" where it writes nothing else.
+
+    A template may put thoughts, or the name of a channel, between the prompt and the words.
+    """
+    asked = _said("user", _REPLY)
+    prompt = template.render(asked, add_generation_prompt=True)
+    text = template.render([*asked, *_said("assistant", _REPLY)])
+    if not text.startswith(prompt):
+        return ""
+    opening = text[len(prompt) :].rpartition(_REPLY)[0]
+    if "</think>" in opening:
+        return "</think>"
+    inside = [token for token in tokenizer.added_tokens if token.strip() and token in opening]
+    return max(inside, key=opening.rindex, default="")
 
 
 def until(texts: Iterable[str], ending: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.generate.generator import complete, evaluating, generate
 from danlu.generate.sampling import MAX_NEW_TOKENS, TEMPERATURE, Sampling
 from danlu.generate.text import pieces
+from danlu.hub_files import local_directory
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts.readout import LogProbs
 
@@ -38,17 +39,17 @@ class LanguageModel:
     stop: frozenset[int] = frozenset()
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, *, trust_remote_code: bool = False) -> Self:
         """Read a directory in hub format.
 
         A text ends with the tokenizer's last token, or with any that the checkpoint names for it.
 
         Raises:
             CheckpointError: when a file is absent or altered, or the tokenizer has tokens that the model does not.
-            UnsupportedError: when the architecture is not ours.
+            UnsupportedError: when it cannot run packed.
         """
-        path = Path(path).expanduser()
-        model, tokenizer = load_model(path), Tokenizer.load(path)
+        path = local_directory(path)
+        model, tokenizer = load_model(path, trust_remote_code=trust_remote_code), Tokenizer.load(path)
         if tokenizer.vocab_size > model.config.vocabulary:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocabulary}"
             raise CheckpointError(what, where=path, do="Put the tokenizer there that the model was trained with.")

@@ -24,6 +24,7 @@ from danlu.parts.compiled import compiled
 
 CHUNK_BYTES = 1 << 26
 """How much memory the logits take that are held at a time."""
+_COLUMNS = 1024
 
 
 class CrossEntropy(NamedTuple):
@@ -183,7 +184,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors]  # type: ignore[attr-defined]
+        # In place: they are nobody else's, and as large as the head. A second backward pass is told so by torch.
+        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.saved_tensors]  # type: ignore[attr-defined]
         return (*scaled, *(None,) * 5)
 
 
@@ -195,12 +197,21 @@ def _chunks(
     buffer = hidden.new_empty(min(step, len(hidden)), len(head))
     for start in range(0, len(hidden), step):
         chunk = slice(start, min(start + step, len(hidden)))
-        logits = torch.mm(hidden[chunk], head.t(), out=buffer[: chunk.stop - chunk.start])
+        logits = _product(hidden[chunk], head, buffer[: chunk.stop - chunk.start])
         if shift is not None:
             logits.add_(shift)
         if softcap is not None:
             _cap(logits, softcap)
         yield chunk, logits
+
+
+def _product(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
+    """The logits ``hidden head^T``; float32 on a CPU by parts of the vocabulary, whose columns its caches hold."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return torch.mm(hidden, head.t(), out=out)
+    for start in range(0, len(head), _COLUMNS):
+        torch.mm(hidden, head[start : start + _COLUMNS].t(), out=out[:, start : start + _COLUMNS])
+    return out
 
 
 def _give_back(

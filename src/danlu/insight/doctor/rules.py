@@ -121,7 +121,8 @@ def misread(case: Case) -> str | None:
 @rule(
     "warning",
     "special tokens written out in text",
-    "They are taken for text, not for tokens: give messages as they are, before a template was applied.",
+    "In a conversation they become those tokens and may end a turn inside a message; in a text they stay text. "
+    "Give messages as they are, before a template was applied.",
 )
 def written_tokens(case: Case) -> str | None:
     """``<|im_end|>`` inside a message."""

@@ -1,0 +1,37 @@
+"""Checkpoints by their name on the hub, through the `huggingface_hub` package where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from danlu.errors import CheckpointError
+
+_PREFIX = "hub:"
+_WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""Weights, settings and tokenizers; never a pickle, never code."""
+
+
+def local_directory(model: str | Path) -> Path:
+    """The directory of a model: a path as it is; of ``hub:org/name`` or ``hub:org/name@revision``, its local copy.
+
+    Raises:
+        CheckpointError: when the package is absent or the model cannot be had.
+
+    Example:
+        >>> local_directory("runs/first/final").as_posix()
+        'runs/first/final'
+    """
+    if not str(model).startswith(_PREFIX):
+        return Path(model).expanduser()
+    name, _, revision = str(model).removeprefix(_PREFIX).partition("@")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        do = "Install it with `pip install danlu[hub]`, or give a directory."
+        raise CheckpointError("a model of the hub needs the `huggingface_hub` package", where=model, do=do) from None
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED)))
+    except Exception as fault:  # of the network, the hub, or the name
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
+        what = f"the hub's model cannot be had ({reason})"
+        raise CheckpointError(what, where=model, do="Check the name, or download it first.") from None
