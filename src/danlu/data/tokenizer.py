@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt
 
-from danlu.data.words import can_be_cut, encode_by_pieces
+from danlu.data.words import PieceEncoder, can_be_cut
 from danlu.errors import CheckpointError, DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -51,6 +51,7 @@ class Tokenizer:
         content = self._backend.to_str()
         self.fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         self._can_be_cut = can_be_cut(content)
+        self._encode_pieces = PieceEncoder(self._encode)
         self._backend.encode_special_tokens = True
         self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
         self.bos_id = bos_id
@@ -189,7 +190,7 @@ class Tokenizer:
         Raises:
             DataError: when the tokenizer has no ids for a text, which a byte-level one always has.
         """
-        return encode_by_pieces(texts, self._encode) if self._can_be_cut else self._encode(texts)
+        return self._encode_pieces(texts) if self._can_be_cut else self._encode(texts)
 
     def _encode(self, texts: Sequence[str]) -> tuple[UInt[np.ndarray, " T"], Int64[np.ndarray, " N"]]:
         try:

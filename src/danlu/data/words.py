@@ -29,6 +29,10 @@ _WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-
 _WORDS = re.compile(r"\s*\S+(?:(?:\s\s+|[^\S ]| \Z)\S*)*|\s+")
 
 
+MOST_PIECES = 1 << 18
+"""How many different pieces are remembered."""
+
+
 def pieces(text: str) -> list[str]:
     """A text cut into words, or where it is not ASCII before every space that stands alone.
 
@@ -62,15 +66,45 @@ def encode_by_pieces(texts: Sequence[str], encode: Encode) -> tuple[UInt[np.ndar
         texts: what to encode.
         encode: gives the ids of some texts one after another, and how many are whose.
     """
-    numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
-    cut = [list(map(numbers.__getitem__, pieces(text))) for text in texts]
-    counts = np.fromiter(map(len, cut), np.int64, len(cut))
-    drawn = np.fromiter(itertools.chain.from_iterable(cut), np.int64, int(counts.sum()))
-    ids, lengths = encode(list(numbers))
-    starts = np.cumsum(lengths) - lengths
-    drawn_lengths = lengths[drawn]
-    ends = np.cumsum(drawn_lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    where = np.repeat(starts[drawn] - (ends - drawn_lengths), drawn_lengths) + np.arange(total)
-    bounds = np.concatenate([[0], ends])[np.cumsum(counts)]
-    return ids[where], np.diff(bounds, prepend=0)
+    return PieceEncoder(encode)(texts)
+
+
+class PieceEncoder:
+    """`encode_by_pieces` that remembers pieces from one call to the next, up to `MOST_PIECES`."""
+
+    def __init__(self, encode: Encode) -> None:
+        """Know no piece yet."""
+        self._encode = encode
+        self._numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+        self._ids: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __call__(self, texts: Sequence[str]) -> tuple[UInt[np.ndarray, " T"], Int64[np.ndarray, " N"]]:
+        """The ids of the texts one after another, and how many are whose."""
+        if len(self._numbers) > MOST_PIECES:
+            self._forget()
+        cut = [list(map(self._numbers.__getitem__, pieces(text))) for text in texts]
+        counts = np.fromiter(map(len, cut), np.int64, len(cut))
+        drawn = np.fromiter(itertools.chain.from_iterable(cut), np.int64, int(counts.sum()))
+        ids, lengths = self._learn()
+        starts = np.cumsum(lengths) - lengths
+        drawn_lengths = lengths[drawn]
+        ends = np.cumsum(drawn_lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        where = np.repeat(starts[drawn] - (ends - drawn_lengths), drawn_lengths) + np.arange(total)
+        bounds = np.concatenate([[0], ends])[np.cumsum(counts)]
+        return ids[where], np.diff(bounds, prepend=0)
+
+    def _learn(self) -> tuple[UInt[np.ndarray, " P"], Int64[np.ndarray, " Q"]]:
+        """The ids of all pieces that are known by number, those of new ones encoded now."""
+        num_known = 0 if self._ids is None else len(self._ids[1])
+        try:
+            fresh = self._encode(list(itertools.islice(self._numbers, num_known, None)))
+        except BaseException:
+            self._forget()  # pieces without ids must not be taken for known
+            raise
+        known = self._ids
+        self._ids = fresh if known is None else (np.append(known[0], fresh[0]), np.append(known[1], fresh[1]))
+        return self._ids
+
+    def _forget(self) -> None:
+        self._numbers, self._ids = defaultdict(itertools.count().__next__), None
