@@ -29,7 +29,7 @@ _WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-
 _WORDS = re.compile(r"\s*\S+(?:(?:\s\s+|[^\S ]| \Z)\S*)*|\s+")
 
 
-MOST_PIECES = 1 << 18
+MOST_PIECES = 1 << 19
 """How many different pieces are remembered."""
 
 
