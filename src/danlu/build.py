@@ -127,8 +127,7 @@ class Experiment:
         Raises:
             RecipeError, UnsupportedError: as `danlu.generate.generate` does.
         """
-        assert self._stops is not None  # it renders the template
-        generate(self.policy, *self._prompts())
+        generate(self.policy, *self._prompts(), stop=self._stops)
 
     def _prompts(self) -> tuple[list[list[int]], Sampling]:
         """The prompts as what the model is trained on: where that is conversations, as a user's messages."""

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from doctor_rows import (
     END,
-    SPECIAL,
     TURN,
     answered,
-    decode,
     diagnose,
     encode,
     found,
@@ -15,12 +13,11 @@ from doctor_rows import (
     row_of,
     spoilt,
     text,
-    tokens_of,
 )
 
-from danlu.data.document import Completion, Conversation, Message, Text, Tokens
+from danlu.data.document import Completion, Conversation, Message, Tokens
 from danlu.errors import DataError
-from danlu.insight.doctor import CHECKS, Finding, Row, Rule, rows_from, rule
+from danlu.insight.doctor import CHECKS, Finding, Row, Rule, rule
 
 SOUND = answered("What is 1 + 1?", "It is two, as everybody knows.", 2)
 Case = tuple[dict[str, object], list[Row], str]
@@ -184,28 +181,3 @@ def test_a_rule_of_ones_own() -> None:
 
     [finding] = diagnose([text("HELLO", 1), text("hello", 2)], checks=[shouting]).findings
     assert (finding.name, finding.count, finding.examples[0].where) == ("shouting", 1, "a.jsonl:1")
-
-
-def test_rows_from_records_keep_their_faults() -> None:
-    def read(raw: bytes, where: str) -> tuple[str, Text]:
-        if raw == b"bad":
-            raise DataError("no known shape", where=where)
-        return "text", Text(raw.decode())
-
-    def encoded(document: Text, where: str) -> Tokens:
-        if document.text == "odd":
-            raise DataError("the template raised", where=where)
-        return tokens_of(document)
-
-    records = [(raw, f"b.jsonl:{line}") for line, raw in enumerate([b"good", b"bad", b"odd", b"good too"], start=1)]
-    rows = list(rows_from(records, read, encoded))  # type: ignore[arg-type]
-    assert [row.where for row in rows] == [where for _, where in records]
-    assert [row.raw for row in rows] == [raw for raw, _ in records]
-    assert [str(row.fault) for row in rows if row.fault] == [
-        "b.jsonl:2: no known shape.",
-        "b.jsonl:3: the template raised.",
-    ]
-    assert [row.shape for row in rows] == ["text", "", "text", "text"]
-    assert rows[0].ids is not None
-    assert decode(rows[0].ids.tolist()) == f"good{SPECIAL[END]}"
-    assert places(diagnose(rows), "unreadable") == ["b.jsonl:2", "b.jsonl:3"]

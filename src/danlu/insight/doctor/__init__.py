@@ -17,7 +17,7 @@ from danlu.insight.doctor.examination import examine
 from danlu.insight.doctor.finding import Check, Example, Finding, Rule, Severity, Survey, Tally, rule
 from danlu.insight.doctor.lengths import Histogram
 from danlu.insight.doctor.page import write_html
-from danlu.insight.doctor.row import Row, rows_from
+from danlu.insight.doctor.row import Row
 from danlu.insight.doctor.sample import Piece, Sample
 from danlu.insight.doctor.terminal import show, summary_line
 
@@ -42,7 +42,6 @@ __all__ = [
     "Tally",
     "TooLong",
     "examine",
-    "rows_from",
     "rule",
     "show",
     "summary_line",
