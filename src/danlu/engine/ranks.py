@@ -1,0 +1,156 @@
+"""The processes of a run: how many, which one this is, and how they agree.
+
+`torchrun` starts them and says so in the environment; alone, a run is one process and nothing here costs anything. What
+ranks tell each other beside gradients goes through one call, `Ranks.gather`, as JSON: counts, sums, a wish to stop, a
+fault. So they always agree on what comes next, and none waits for one that went another way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from danlu.errors import RecipeError, RunError
+
+_PATIENCE = timedelta(minutes=15)
+"""How long a rank waits for the others."""
+_ROOM = 4096
+"""Bytes of what ranks usually tell each other; more takes a second round."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Attributes:
+        rank: which one this is, from 0.
+        size: how many there are.
+        local_rank: which one of those on this machine it is.
+        local_size: how many are on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes down what all of them know."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, as JSON carries it, in the order of ranks; floats keep every bit.
+
+        Raises:
+            RunError: when a rank is gone.
+        """
+        if self.size == 1:
+            return [value]
+        told = json.dumps(value).encode()
+        head = len(told).to_bytes(8, "little")
+        with self._lost():
+            first = _exchange((head + told)[:_ROOM].ljust(_ROOM), self.size)
+            lengths = [int.from_bytes(each[:8], "little") for each in first]
+            if max(lengths) + 8 <= _ROOM:
+                return [json.loads(each[8 : 8 + n]) for each, n in zip(first, lengths, strict=True)]
+            whole = _exchange(told.ljust(max(lengths)), self.size)
+        return [json.loads(each[:n]) for each, n in zip(whole, lengths, strict=True)]
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's value, as JSON carries it."""
+        return self.gather(value if self.leads else None)[0]
+
+    def wait(self) -> None:
+        """Go on when all ranks are here."""
+        self.gather(None)
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Within, first rank 0 of a machine alone, then all others: what it left in a cache is there for them."""
+        if self.local_rank:
+            self.wait()
+        try:
+            yield
+        finally:
+            if not self.local_rank:
+                self.wait()
+
+    @contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, dist.DistError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise RunError(
+                f"rank {self.rank} lost the others: {reason}",
+                do="See which rank ended first, and why; the last checkpoint is whole.",
+            ) from error
+
+
+ALONE = Ranks()
+"""A run of one process."""
+
+
+def launched() -> Ranks:
+    """What `torchrun` says of this process.
+
+    Raises:
+        RecipeError: when what the environment says cannot be.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return ALONE
+    rank, size, local_rank, local_size = (os.environ.get(name, "") for name in names)
+    try:
+        ranks = Ranks(int(rank), int(size), int(local_rank or 0), int(local_size or 1))
+    except ValueError:
+        told = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise RecipeError(f"the environment names no ranks: {told}", do="Start with torchrun.") from None
+    if not 0 <= ranks.rank < ranks.size:
+        raise RecipeError(f"rank {ranks.rank} is none of {ranks.size}", do="Start with torchrun.")
+    return ranks
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Within, this process belongs to its group: by gloo on a CPU, and by the accelerator's own besides.
+
+    Args:
+        device: torch's name of the device type.
+
+    Raises:
+        RecipeError: when the environment names no sound group.
+        RunError: when the others do not come.
+    """
+    ranks = launched()
+    if ranks.size == 1 or dist.is_initialized():  # a script of one's own may have begun the group
+        yield ranks
+        return
+    backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
+    if device != "cpu":
+        torch.accelerator.set_device_index(ranks.local_rank)
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError, dist.DistError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise RunError(f"rank {ranks.rank} could not join the others: {reason}", do="Start with torchrun.") from error
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def _exchange(told: bytes, size: int) -> Sequence[bytes]:
+    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+    all_of_them = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(all_of_them, mine)
+    return [each.numpy().tobytes() for each in all_of_them]
