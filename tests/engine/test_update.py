@@ -160,7 +160,9 @@ def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:
     parts = experiment(recipe(tmp_path))
     (step,) = groups(parts)
     idle = [replace(group, targets=replace(group.targets, weights=0 * group.targets.weights)) for group in step]
-    with pytest.raises(RunError, match=r"step 8 has nothing to learn from: its count of 'nll' is 0 on samples .*jsonl:"):
+    with pytest.raises(
+        RunError, match=r"step 8 has nothing to learn from: its count of 'nll' is 0 on samples .*jsonl:"
+    ):
         updater(parts, 64).gradient(idle, 7)
     assert updater(parts, 64).gradient([*idle, *step], 7).metrics["loss"] > 0
 
