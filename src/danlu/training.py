@@ -187,13 +187,14 @@ def _carry_out(
         stack.callback(recorder.close)
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
+        stack.callback(loop.checkpoints.close)
         if resuming:
-            snapshot = loop.checkpoints.load(step)
-            loop.restore(snapshot)
-            loop.checkpoints.forget_after(snapshot.step, loop.progress.best_step)
-            recorder.cut_back(snapshot.step)
+            saved = loop.checkpoints.open(step)
+            loop.restore(saved)
+            loop.checkpoints.forget_after(saved.step, loop.progress.best_step)
+            recorder.cut_back(saved.step)
             _write_recipe(run, recipe)  # an override holds for later resumes, too
-            recorder.event("resume", step=snapshot.step, steps=experiment.steps)
+            recorder.event("resume", step=saved.step, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)
         told = _data_facts(experiment)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from danlu.errors import RecipeError, RunError
+from danlu.errors import DanluError, RecipeError, RunError
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=15)
 """How long a rank waits for the others."""
@@ -35,12 +37,14 @@ class Ranks:
         size: how many there are.
         local_rank: which one of those on this machine it is.
         local_size: how many are on this machine.
+        group: what they talk through; None is that of the whole run.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -58,20 +62,55 @@ class Ranks:
         told = json.dumps(value).encode()
         head = len(told).to_bytes(8, "little")
         with self._lost():
-            first = _exchange((head + told)[:_ROOM].ljust(_ROOM), self.size)
+            first = self._exchange((head + told)[:_ROOM].ljust(_ROOM))
             lengths = [int.from_bytes(each[:8], "little") for each in first]
             if max(lengths) + 8 <= _ROOM:
                 return [json.loads(each[8 : 8 + n]) for each, n in zip(first, lengths, strict=True)]
-            whole = _exchange(told.ljust(max(lengths)), self.size)
+            whole = self._exchange(told.ljust(max(lengths)))
         return [json.loads(each[:n]) for each, n in zip(whole, lengths, strict=True)]
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, as JSON carries it."""
         return self.gather(value if self.leads else None)[0]
 
+    def each(self, kind: type[DanluError], act: Callable[[], T]) -> list[T]:
+        """What an act gives on every rank, as JSON carries it; its error on one is an error on all, in the same words.
+
+        Args:
+            kind: the errors it may raise.
+            act: done by all of them.
+
+        Raises:
+            DanluError: the first rank's that failed, of this kind.
+            RunError: when a rank is gone.
+        """
+        result, fault, own = None, None, None
+        try:
+            result = act()
+        except kind as error:
+            if self.size == 1:
+                raise
+            own, fault = error, [error.what, error.where, error.do]
+        told = self.gather([result, fault])
+        for _, found in told:
+            if found:
+                raise kind(found[0], where=found[1], do=found[2]) from own
+        return [each for each, _ in told]
+
     def wait(self) -> None:
         """Go on when all ranks are here."""
         self.gather(None)
+
+    def apart(self) -> Ranks:
+        """The same ranks through a group of their own, for a thread that talks while others do; all ask for it at once.
+
+        Raises:
+            RunError: when a rank is gone.
+        """
+        if self.size == 1:
+            return self
+        with self._lost():
+            return replace(self, group=dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -83,6 +122,12 @@ class Ranks:
         finally:
             if not self.local_rank:
                 self.wait()
+
+    def _exchange(self, told: bytes) -> Sequence[bytes]:
+        mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(all_of_them, mine, group=self.group)
+        return [each.numpy().tobytes() for each in all_of_them]
 
     @contextmanager
     def _lost(self) -> Iterator[None]:
@@ -147,10 +192,3 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
-
-
-def _exchange(told: bytes, size: int) -> Sequence[bytes]:
-    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
-    all_of_them = [torch.empty_like(mine) for _ in range(size)]
-    dist.all_gather(all_of_them, mine)
-    return [each.numpy().tobytes() for each in all_of_them]
