@@ -40,7 +40,9 @@ def test_a_time_is_read_as_it_is_written_in_a_recipe(written: str, expected: flo
         assert Timed(max_time=written).max_time == expected
 
 
-@pytest.mark.parametrize("written", ["", "soon", "2x", "h", "1h and more", "1:75:00", "1:30:00:00", "-5s", "0s", 0, -1.0])
+@pytest.mark.parametrize(
+    "written", ["", "soon", "2x", "h", "1h and more", "1:75:00", "1:30:00:00", "-5s", "0s", 0, -1.0]
+)
 def test_what_is_no_time_is_refused(written: str | float) -> None:
     with pytest.raises(ValidationError, match=r"is no time: write it as|greater than 0"):
         Timed(max_time=written)

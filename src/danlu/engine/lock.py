@@ -76,7 +76,10 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
             raised = _refusal(error, run, file)
             file.close()
             if raised is None:
-                return None, f"{run} is not locked, since its file system has no locks: let no second process work in it"
+                return (
+                    None,
+                    f"{run} is not locked, since its file system has no locks: let no second process work in it",
+                )
             raise raised from None
         _held.add(file)
         file.truncate(0)
