@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.data.chat_template import ChatTemplate
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
+from danlu.engine.guarding import Guards
+from danlu.engine.guards.clock import Clock
+from danlu.engine.guards.repeats import Repeats
+from danlu.engine.guards.weights import trainable
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel, choose
 from danlu.engine.ranks import ALONE, Ranks
@@ -50,6 +55,7 @@ class Experiment:
         source: what samples are drawn from.
         policy: the model that is trained.
         parallel: how it lies over ranks.
+        began: when it was begun to be made, by `time.monotonic`.
     """
 
     recipe: Recipe
@@ -58,6 +64,7 @@ class Experiment:
     source: DataSource
     policy: SequenceModel
     parallel: Parallel
+    began: float
 
     @property
     def ranks(self) -> Ranks:
@@ -87,8 +94,16 @@ class Experiment:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
         every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
+        updater = self.updater()
+        guards = Guards(
+            settings.guards,
+            updater,
+            Clock(settings.max_time, self.steps or None, began=self.began),
+            Repeats(settings.epochs, steps=settings.steps, epochs=self.source.epochs),
+            lambda kind, message: recorder.event(kind, message=message),
+        )
         return Loop(
-            updater=self.updater(),
+            updater=updater,
             source=self.source,
             held_out=None if self.data.held_out is None else self.held_out,
             schedule=recipe.optimizer.schedule,
@@ -103,6 +118,7 @@ class Experiment:
             ),
             checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             recorder=recorder,
+            guards=guards,
             continuations=self.continuations,
             stopping=stopping,
             identity={"parameters": sum(p.numel() for p in self.policy.parameters())},
@@ -208,6 +224,7 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedError: for what cannot be made.
     """
+    began = time.monotonic()
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
     with ranks.one_by_one():
@@ -217,11 +234,12 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
         source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
         source.exhausted  # noqa: B018 - reads what comes first, so that its faults are told before anything is written
         _check_fit(recipe, policy.config, data)
+        trainable(policy)
         recompute(policy, recipe.run.recompute)
         prepare(policy, device, precision, compiled=recipe.run.compile)
         parallel = choose(recipe.run.parallel, ranks, policy, device.memory_bytes)
         parallel.lay_out(policy)
-        experiment = Experiment(recipe, device, data, source, policy, parallel)
+        experiment = Experiment(recipe, device, data, source, policy, parallel, began)
         experiment.check_prompts()
     return experiment
 

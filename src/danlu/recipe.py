@@ -20,6 +20,8 @@ from pydantic_core import ErrorDetails
 from danlu.config import Config, Kind
 from danlu.contracts import ArchitectureConfig, Method
 from danlu.data import DataConfig
+from danlu.durations import Duration
+from danlu.engine.guards.config import GuardConfig
 from danlu.engine.optimizer import AdamW, OptimizerConfig
 from danlu.engine.parallel import Mode
 from danlu.engine.recompute import Recomputed
@@ -81,6 +83,10 @@ class RunConfig(Config):
     """Texts to be continued at each measurement."""
     prompt_tokens: int = Field(64, ge=1)
     """Tokens that each of them is continued by."""
+    max_time: Duration | None = None
+    """How long a session may take ("90s", "30m", "2h", "1d"): the run then ends with a checkpoint."""
+    guards: GuardConfig = Field(default_factory=GuardConfig)
+    """What is watched while it runs."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl."""
 

@@ -26,6 +26,7 @@ from danlu.build import Experiment, assemble
 from danlu.checking import diagnose
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import device_kind, keep_freed_memory
+from danlu.engine.lock import locked
 from danlu.engine.ranks import Ranks, joined
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
@@ -77,7 +78,8 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
         with compilation(loaded.run.compile), closing(assemble(loaded, ranks)) as experiment:
             diagnosis = _examined(experiment)
             ranks.lead(lambda: _begin(run, experiment))
-            return _carry_out(run, experiment, listeners, diagnosis=diagnosis)
+            with locked(run, ranks) as note:
+                return _carry_out(run, experiment, listeners, diagnosis=diagnosis, note=note)
 
 
 def resume(run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()) -> Run:
@@ -97,8 +99,12 @@ def _resumed(
     run: Path, overrides: Sequence[str], ranks: Ranks, listeners: Sequence[Listener], step: int | None = None
 ) -> Run:
     recipe = _recipe_of(run, overrides)
-    with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
-        return _carry_out(run, experiment, listeners, resuming=True, step=step)
+    with (
+        locked(run, ranks) as note,
+        compilation(recipe.run.compile),
+        closing(assemble(recipe, ranks)) as experiment,
+    ):
+        return _carry_out(run, experiment, listeners, resuming=True, step=step, note=note)
 
 
 def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
@@ -213,6 +219,7 @@ def _carry_out(
     diagnosis: Diagnosis | None = None,
     resuming: bool = False,
     step: int | None = None,
+    note: str | None = None,
 ) -> Run:
     recipe = experiment.recipe
     extra: dict[str, Callable[[], Listener]] = {
@@ -236,6 +243,8 @@ def _carry_out(
             recorder.event("start", steps=experiment.steps)
         told = _data_facts(experiment)
         recorder.event("data", **told)
+        if note is not None:
+            recorder.event("warning", message=note)
         if ranks.size > 1:
             recorder.event("ranks", size=ranks.size, parallel=experiment.parallel.mode)
         if diagnosis is not None:

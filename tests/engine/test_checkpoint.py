@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from danlu.engine import checkpoint
-from danlu.engine.checkpoint import Checkpoints, Snapshot, verify
+from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.staging import Snapshot
 from danlu.errors import CheckpointError, RunError
 
 from .runs import flip

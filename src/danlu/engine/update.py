@@ -17,6 +17,7 @@ from torch import Tensor
 
 from danlu.contracts import Batch, Method, SequenceModel
 from danlu.data import deal, pack
+from danlu.engine.guards.words import listed
 from danlu.engine.parallel import Parallel
 from danlu.errors import RunError
 from danlu.random import fold, token_keys
@@ -97,7 +98,7 @@ class Updater:
         sums, flops = _Sums(), 0
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
-            outcome = self.method.loss(self.models, _keyed(batch, key))
+            outcome = self.method.loss(self.models, keyed(batch, key))
             if empty := [name for name in outcome.losses if not counts[name]]:
                 raise _nothing_to_learn(step + 1, empty[0], groups)
             loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
@@ -192,15 +193,14 @@ def _size(groups: Sequence[Batch]) -> tuple[int, int]:
 
 def _nothing_to_learn(step: int, term: str, groups: Sequence[Batch]) -> RunError:
     return RunError(
-        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {among(groups)}",
+        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {listed(places(groups))}",
         do="Look at them with `danlu check`: every target of theirs is masked.",
     )
 
 
-def among(groups: Sequence[Batch]) -> str:
-    """Where some groups come from, the first few by name."""
-    origins = [place for group in groups for place in group.origin]
-    return ", ".join(origins[:3]) + (f" and {len(origins) - 3} more" if len(origins) > 3 else "")
+def places(groups: Sequence[Batch]) -> list[str]:
+    """Where some groups come from."""
+    return [place for group in groups for place in group.origin]
 
 
 _MEASURED_TOGETHER = 1024
@@ -237,7 +237,7 @@ def _sum(each: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return total
 
 
-def _keyed(batch: Batch, key: int) -> Batch:
+def keyed(batch: Batch, key: int) -> Batch:
     """The batch with a random key for every row."""
     packed = batch.packed
     keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())

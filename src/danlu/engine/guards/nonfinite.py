@@ -22,7 +22,7 @@ from danlu.engine.guards.watch import finite, watching
 from danlu.engine.guards.weights import local
 from danlu.engine.guards.words import listed
 from danlu.engine.ranks import ALONE, Ranks
-from danlu.engine.update import _keyed
+from danlu.engine.update import keyed
 from danlu.parts.compiled import is_compiling
 from danlu.random import fold
 
@@ -216,7 +216,7 @@ class _Tracer:
     def _pass(self, members: Sequence[int]) -> Tensor:
         """The loss of some groups as one pack, its gradient added to what is there."""
         learner = self._learner
-        batch = _keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
+        batch = keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
         outcome = learner.method.loss(learner.models, batch)
         loss = torch.stack([value / self._counts[name] for name, value in outcome.losses.items()]).sum()
         loss.backward()
