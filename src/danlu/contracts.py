@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from danlu.config import Config

@@ -7,11 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from danlu.engine.context import ProcessRing
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts import attention_cuda, attention_parts, attention_ring
@@ -23,7 +25,8 @@ from danlu.parts.attention_parts import (
     attend_part_by_flex,
     attend_part_by_flex_backward,
 )
-from danlu.parts.attention_ring import RingMemory, clip, rows_in, zigzag
+from danlu.parts.attention_ring import Ring, RingMemory, clip, rows_in, zigzag
+from ranks import run_ranks
 from rings import ThreadRing, in_a_ring
 from strategies import forests, keyed, windows
 
@@ -116,43 +119,47 @@ def cases(draw: st.DrawFn) -> tuple[Packed, Case]:
     return packed, case
 
 
-def run_in_a_ring(packed: Packed, case: Case, size: int, *, again: bool = False) -> list[Tensor]:
-    """`Case.run` by ranks that hold some rows each, put together; `again` computes forward twice, as checkpoints do."""
+def on_one_rank(ring: Ring, packed: Packed, case: Case, again: bool) -> tuple[Tensor, list[Tensor]]:
+    """A rank's rows, and what `Case.run` gives of them; `again` computes forward twice, as checkpoints do."""
     upstream = torch.linspace(-1, 1, case.q.numel()).reshape(case.q.shape).sin().to(case.q.dtype)
+    memory, dropout = RingMemory(packed, ring), case.dropout
+    rows = rows_in(memory.runs)
+    mine = [x[rows].clone().requires_grad_() for x in (case.q, case.k, case.v)]
+    mine += [] if case.sinks is None else [case.sinks.clone().requires_grad_()]
+    if dropout is not None:
+        dropout = AttentionDropout(dropout.p, dropout.query_keys[rows], dropout.query_keys[rows], dropout.place)
 
-    def one(ring: ThreadRing) -> tuple[Tensor, list[Tensor]]:
-        memory = RingMemory(packed, ring)
-        rows = rows_in(memory.runs)
-        mine = [x[rows].clone().requires_grad_() for x in (case.q, case.k, case.v)]
-        mine += [] if case.sinks is None else [case.sinks.clone().requires_grad_()]
-        dropout = case.dropout
-        if dropout is not None:
-            dropout = AttentionDropout(dropout.p, dropout.query_keys[rows], dropout.query_keys[rows], dropout.place)
+    def attend(q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor) -> Tensor:
+        return attention(
+            q,
+            k,
+            v,
+            memory.sight(packed),
+            window=case.window,
+            scale=case.scale,
+            dropout=dropout,
+            softcap=case.softcap,
+            sinks=sinks[0] if sinks else None,
+            backend=memory.backend(0),
+        )
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor) -> Tensor:
-            return attention(
-                q,
-                k,
-                v,
-                memory.sight(packed),
-                window=case.window,
-                scale=case.scale,
-                dropout=dropout,
-                softcap=case.softcap,
-                sinks=sinks[0] if sinks else None,
-                backend=memory.backend(0),
-            )
+    out = checkpoint(attend, *mine, use_reentrant=False) if again else attend(*mine)
+    return rows, [out.detach(), *torch.autograd.grad((out * upstream[rows]).sum(), mine)]
 
-        out = checkpoint(attend, *mine, use_reentrant=False) if again else attend(*mine)
-        return rows, [out.detach(), *torch.autograd.grad((out * upstream[rows]).sum(), mine)]
 
-    found = in_a_ring(size, one)
+def put_together(case: Case, found: list[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
+    """All ranks' rows in one, and the sum of what each says of the sinks."""
     whole = [torch.empty_like(x) for x in (case.q, case.q, case.k, case.v)]
     for rows, parts in found:
         for total, part in zip(whole, parts, strict=False):
             total[rows] = part
     sunk = [torch.stack([parts[4] for _, parts in found]).sum(0)] if case.sinks is not None else []
     return whole + sunk
+
+
+def run_in_a_ring(packed: Packed, case: Case, size: int, *, again: bool = False) -> list[Tensor]:
+    """`Case.run` by ranks that hold some rows each, put together."""
+    return put_together(case, in_a_ring(size, lambda ring: on_one_rank(ring, packed, case, again)))
 
 
 @settings(max_examples=60)
@@ -164,6 +171,46 @@ def test_output_and_gradients_are_those_of_one_rank(
     with tile_rows(tile):
         found = run_in_a_ring(packed, case, size, again=again)
     same(found, case.run(attend_reference), EXACT)
+
+
+def random_case(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Packed, Case]:
+    """A forest of some hundred rows, in turn with and without each thing that attention knows."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 40, (9,), generator=generator).tolist()
+    causal = (torch.rand(9, generator=generator) < 0.7).tolist()
+    packed = keyed(Packed.tree([[0] * n for n in lengths], parents=[ROOT, 0, 1, 1, 0, ROOT, 5, 5, ROOT], causal=causal))
+    case = Case.of(
+        packed.sight,
+        groups=(1, 2, HEADS)[seed % 3],
+        dtype=dtype,
+        seed=seed,
+        window=(None, 11, 60)[seed // 2 % 3],
+        keys=(packed.keys, packed.keys) if seed % 2 else None,
+        softcap=1.5 if seed % 4 == 2 else None,
+        sinks=seed % 5 > 2,
+    )
+    return packed, case
+
+
+def over_processes(made: list[tuple[Packed, Case]]) -> list[tuple[Tensor, list[Tensor]]]:
+    ring = ProcessRing.of(dist.group.WORLD)
+    return [on_one_rank(ring, packed, case, number % 2 == 1) for number, (packed, case) in enumerate(made)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_that_hand_on_by_gloo_are_one_rank(size: int) -> None:
+    made = [random_case(seed) for seed in range(12)]
+    half = random_case(1, torch.bfloat16)
+    found = run_ranks(over_processes, size, [*made, half])
+    for number, (_, case) in enumerate(made):
+        together = put_together(case, [rank[number] for rank in found])
+        expected = case.run(attend_reference)
+        same(together, expected, EXACT)
+        for ours, theirs in zip(together, expected, strict=True):
+            assert (ours - theirs).norm() <= EXACT * theirs.norm()
+    packed, case = half  # processes hand on what threads do
+    for ours, theirs in zip(put_together(case, [r[-1] for r in found]), run_in_a_ring(packed, case, size), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @settings(max_examples=20)

@@ -127,7 +127,7 @@ class Cache:
         return [self._slots[sample] for sample in samples]
 
     def backend(self, layer: int) -> Backend:
-        """How a layer attends: its keys and values of these rows are kept, then all slots' are attended to, in place."""
+        """How a layer attends: its rows' keys and values are kept, then all slots' are attended to, in place."""
         return partial(self._attend, layer)
 
     def _attend(

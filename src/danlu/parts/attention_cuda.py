@@ -186,9 +186,9 @@ def flex_part(
     with_lse: bool = True,
     kernel: Callable[..., Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`attend_flex` without sinks, and each row's log-sum-exp ``[H, Tq]`` (empty unless asked for), both differentiable.
+    """`attend_flex` without sinks, and each row's log-sum-exp ``[H, Tq]``, empty unless asked for.
 
-    Values that were put together from several passes are not rounded to the precision of q.
+    Both are differentiable. Values that were put together from several passes are not rounded to the precision of q.
     """
     kernel, short = kernel or _compiled_flex(), max(_NARROWEST_HEAD - q.shape[-1], 0)
     heads = [F.pad(x, (0, short)).transpose(0, 1)[None] for x in (q, k, v)]

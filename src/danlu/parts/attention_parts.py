@@ -127,9 +127,9 @@ def attend_part_by_flex_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sight: Sight, asked: Asked
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attend_part_backward` through FlexAttention: computed again, and differentiated."""
-    inputs = tuple(x.detach().requires_grad_() for x in (q, k, v))
+    q, k, v = inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     with torch.enable_grad():
-        values, own = attend_part_by_flex(*inputs, sight, asked)
+        values, own = attend_part_by_flex(q, k, v, sight, asked)
     share = (own.detach() - lse).exp().nan_to_num(0.0)
     upstream = grad.to(lse.dtype) * share.t()[..., None]
     slope = (upstream * (values.detach() - out)).sum(-1).t()

@@ -208,7 +208,7 @@ class RingMemory:
             dropout = asked.dropout
             if dropout is not None and visit.keys is not None:
                 dropout = replace(dropout, key_keys=visit.keys)
-            yield visit, replace(asked, dropout=dropout), *here.unbind()
+            yield visit, replace(asked, dropout=dropout), here[0], here[1]
             if wait is not None:
                 wait()
             here = taken
@@ -228,8 +228,8 @@ class RingMemory:
                 wait()
                 carried = taken
             if share is not None:
-                for total, part in zip(carried, share, strict=True):
-                    total += part
+                carried[0].add_(share[0])
+                carried[1].add_(share[1])
             following = self._visits[(turn + 1) % self.ring.size]
             if self.ring.size > 1:
                 taken = carried.new_empty(2, following.num_rows, *like.shape[1:])
