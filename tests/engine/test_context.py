@@ -272,7 +272,7 @@ def test_a_method_uses_it_as_its_policy() -> None:
         model.train(training)
         whole = method.loss({"policy": model}, batch)
 
-        def share(ring: Ring) -> Any:
+        def share(ring: Ring, training: bool = training) -> Any:
             with nullcontext() if training else torch.inference_mode():
                 return method.loss({"policy": Ringed(copy.deepcopy(model), ring)}, batch)
 
