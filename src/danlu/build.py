@@ -36,7 +36,7 @@ from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
-from danlu.recipe import HubModel, Recipe
+from danlu.recipe import HubModel, Recipe, dump_recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MEASUREMENTS = 10
@@ -121,7 +121,7 @@ class Experiment:
             guards=guards,
             continuations=self.continuations,
             stopping=stopping,
-            identity={"parameters": sum(p.numel() for p in self.policy.parameters())},
+            identity={"recipe": dump_recipe(recipe)},
         )
 
     def updater(self) -> Updater:
@@ -132,7 +132,7 @@ class Experiment:
             method=recipe.method,
             optimizer=recipe.optimizer.build(self.policy),
             device=self.device.torch,
-            pack_tokens=recipe.run.pack_tokens,
+            pack_tokens=recipe.run.pack_tokens * self.parallel.ring,
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
             parallel=self.parallel,
@@ -237,7 +237,7 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
         trainable(policy)
         recompute(policy, recipe.run.recompute)
         prepare(policy, device, precision, compiled=recipe.run.compile)
-        parallel = choose(recipe.run.parallel, ranks, policy, device.memory_bytes)
+        parallel = choose(recipe.run.parallel, ranks, policy, device.memory_bytes, ring=recipe.run.context_parallel)
         parallel.lay_out(policy)
         experiment = Experiment(recipe, device, data, source, policy, parallel, began)
         experiment.check_prompts()

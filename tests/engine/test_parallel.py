@@ -61,6 +61,34 @@ def runs_on_ranks(made: dict[str, Any], every: list[tuple[str, ...]]) -> list[tu
     return found
 
 
+RINGS = {
+    "a ring of all ranks": (2, ("run.context_parallel=2", "run.pack_tokens=33")),
+    "two rings, packs of one or two samples": (
+        4,
+        ("run.context_parallel=2", "run.pack_tokens=17", "run.recompute=full"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RINGS)
+def test_ranks_that_share_rows_are_one_process(tmp_path: Path, case: str) -> None:
+    size, overrides = RINGS[case]
+    made = recipe(tmp_path, UNTIED)
+    found = run_ranks(runs_on_ranks, size, made, [(FLOOR, f"run.parallel={m}", *overrides) for m in ("ddp", "zero3")])
+    parts = experiment(made, FLOOR, "run.pack_tokens=33")
+    before, rows, after = (
+        parts.updater().measure(parts.held_out()),
+        train(parts),
+        parts.updater().measure(parts.held_out()),
+    )
+    for mode, rows_there, held_out, held in found[0]:
+        assert held_out[0] == pytest.approx(before, rel=1e-6), mode
+        for row, one in zip(rows_there, rows, strict=True):
+            assert row == pytest.approx(one, rel=1e-5), mode
+        assert held_out[1] == pytest.approx(after, rel=1e-5), mode
+        assert largest_difference(list(held.values()), list(weights(parts).values())) < TOLERANCE, mode
+
+
 @pytest.mark.parametrize(("size", "model"), [(2, GPT2), (3, UNTIED)], ids=["two", "three"])
 def test_the_weights_after_some_updates_are_those_of_one_process(
     tmp_path: Path, size: int, model: dict[str, Any]
@@ -206,6 +234,13 @@ def test_several_processes_for_a_run_of_one_are_refused(tmp_path: Path) -> None:
     parts = experiment(recipe(tmp_path))
     with pytest.raises(RecipeError, match="run.parallel is none, and 2 processes were started"):
         choose("none", Ranks(0, 2), parts.policy, 1 << 30)
+
+
+def test_ranks_that_do_not_divide_into_rings_are_refused(tmp_path: Path) -> None:
+    parts = experiment(recipe(tmp_path))
+    for ranks in (Ranks(0, 3), ALONE):
+        with pytest.raises(RecipeError, match=rf"run.context_parallel is 2, and {ranks.size} processes"):
+            choose("auto", ranks, parts.policy, 1 << 30, ring=2)
 
 
 @pytest.mark.parametrize(("memory", "mode"), [(1 << 40, "ddp"), (1 << 10, "zero3")])

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
+from danlu.engine.ranks import Ranks
 from danlu.errors import RunError, UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts.attention_ring import Ring, RingMemory, Runs, rows_in
@@ -73,6 +74,16 @@ class ProcessRing:
             f"rank {self.rank} of a ring of {self.size} lost its neighbours: {reason}",
             do="See which rank ended first, and why; the last checkpoint is whole.",
         )
+
+
+def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
+    """What puts a model on the ring of so many neighbouring ranks that this one belongs to; all ranks must ask.
+
+    Example: of four ranks with rings of two, the first two are one ring and the others another.
+    """
+    rings = [dist.new_group(list(range(first, first + size))) for first in range(0, ranks.size, size)]
+    own = ProcessRing.of(rings[ranks.rank // size])
+    return lambda model: Ringed(model, own)
 
 
 class Ringed(SequenceModel):

@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -46,12 +46,35 @@ class Parallel:
 
     Args:
         ranks: the processes.
+        ring: so many neighbouring ranks share the rows of each pack (`danlu.engine.context`); divides their number.
     """
 
     mode: Mode = "none"
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks = ALONE, ring: int = 1) -> None:
+        self.ranks, self.ring = ranks, ring
+        self._rings: dict[str, SequenceModel] = {}
+
+    @property
+    def shares(self) -> int:
+        """How many shares the samples of an update are dealt out in."""
+        return self.ranks.size // self.ring
+
+    @property
+    def share(self) -> int:
+        """Which of them is this rank's, and its ring's."""
+        return self.ranks.rank // self.ring
+
+    def asked(self, models: Mapping[str, SequenceModel]) -> Mapping[str, SequenceModel]:
+        """Models as a method asks them: each rank of a ring is given whole packs and answers for its rows of them."""
+        if self.ring == 1:
+            return models
+        if not self._rings:
+            from danlu.engine.context import ringed  # brings the compiler, most of a second
+
+            around = ringed(self.ranks, self.ring)
+            self._rings = {role: around(model) for role, model in models.items()}
+        return self._rings
 
     def lay_out(self, model: SequenceModel) -> None:
         """Put a model that is whole and on its device the way it is to lie; before its optimiser is made."""
@@ -86,8 +109,8 @@ class Replicated(Parallel):
 
     mode: Mode = "ddp"
 
-    def __init__(self, ranks: Ranks) -> None:
-        super().__init__(ranks)
+    def __init__(self, ranks: Ranks, ring: int = 1) -> None:
+        super().__init__(ranks, ring)
         self._buckets: list[list[nn.Parameter]] = []
         self._place: dict[nn.Parameter, int] = {}
         self._missing: list[int] = []
@@ -140,11 +163,12 @@ class Sharded(Parallel):
 
     Args:
         ranks: the processes.
+        ring: see `Parallel`.
         stage: 1 shares out the optimiser's averages, 2 gradients too, 3 weights too.
     """
 
-    def __init__(self, ranks: Ranks, stage: Literal[1, 2, 3]) -> None:
-        super().__init__(ranks)
+    def __init__(self, ranks: Ranks, ring: int = 1, *, stage: Literal[1, 2, 3]) -> None:
+        super().__init__(ranks, ring)
         modes: dict[int, Mode] = {1: "zero1", 2: "zero2", 3: "zero3"}
         self.stage, self.mode = stage, modes[stage]
 
@@ -199,7 +223,7 @@ class Sharded(Parallel):
         return squares.sqrt()
 
 
-def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) -> Parallel:
+def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *, ring: int = 1) -> Parallel:
     """What a recipe's mode comes to; one process is `none` whatever it says.
 
     Args:
@@ -207,10 +231,16 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) ->
         ranks: the processes.
         model: not yet laid out.
         memory_bytes: a rank's.
+        ring: ranks that share the rows of a pack.
 
     Raises:
-        RecipeError: when several processes were started for a run of one.
+        RecipeError: when the processes that were started do not fit.
     """
+    if ranks.size % ring:
+        raise RecipeError(
+            f"run.context_parallel is {ring}, and {ranks.size} processes do not divide by it",
+            do=f"Start a multiple of {ring}: torchrun --nproc-per-node {ring} -m danlu ...",
+        )
     if ranks.size == 1:
         return Parallel(ranks)
     if mode == "none":
@@ -222,9 +252,9 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) ->
         needed = _BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
         mode = "ddp" if needed <= _ROOMY * memory_bytes else "zero3"
     if mode == "ddp":
-        return Replicated(ranks)
+        return Replicated(ranks, ring)
     stages: dict[Mode, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
-    return Sharded(ranks, stages[mode])
+    return Sharded(ranks, ring, stage=stages[mode])
 
 
 def _sharded(model: nn.Module) -> list[Any]:

@@ -73,10 +73,9 @@ class Updater:
 
     def groups(self, samples: Sequence[Any]) -> list[Batch]:
         """This rank's share of some samples as groups: shares cost about the same."""
-        ranks = self.parallel.ranks
-        if ranks.size > 1:
-            shares = deal([self.method.size(sample) for sample in samples], ranks.size)
-            samples = [samples[i] for i in shares[ranks.rank]]
+        if self.parallel.shares > 1:
+            shares = deal([self.method.size(sample) for sample in samples], self.parallel.shares)
+            samples = [samples[i] for i in shares[self.parallel.share]]
         return [self.method.group(sample) for sample in samples]
 
     def gradient(self, groups: Sequence[Batch], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
@@ -93,12 +92,13 @@ class Updater:
         packs = self._packed(groups)
         agreed = self._agree(groups, len(packs))
         counts, key = agreed.counts, fold(self.seed, step)
+        models = self.parallel.asked(self.models)
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums, flops = _Sums(), 0
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
-            outcome = self.method.loss(self.models, keyed(batch, key))
+            outcome = self.method.loss(models, keyed(batch, key))
             if empty := [name for name in outcome.losses if not counts[name]]:
                 raise _nothing_to_learn(step + 1, empty[0], groups)
             loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
@@ -113,7 +113,7 @@ class Updater:
             samples=agreed.samples,
             tokens=agreed.tokens,
             packs=agreed.packs,
-            flops=sum(flops for _, flops, _ in reports),
+            flops=sum(flops for _, flops, _ in reports[:: self.parallel.ring]),
             told=[told for _, _, told in reports],
         )
 
@@ -136,15 +136,16 @@ class Updater:
     @torch.no_grad()
     def measure(self, samples: Iterable[Any]) -> dict[str, float]:
         """The loss and the method's metrics over all these samples, nothing random and nothing moved."""
+        models = self.parallel.asked(self.models)
         self.policy.eval()
         sums, counts = _Sums(), Counter[str]()
         waiting = iter(samples)
-        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.ranks.size)):
+        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.shares)):
             groups = self.groups(some)
             packs = self._packed(groups)
             agreed = self._agree(groups, len(packs))
             for batch in self._turns(packs, groups, agreed.rounds):
-                outcome = self.method.loss(self.models, batch)
+                outcome = self.method.loss(models, batch)
                 sums.add({**outcome.metrics, **{f"loss.{name}": value for name, value in outcome.losses.items()}})
             counts += agreed.counts
         self.parallel.settle(self.policy)
@@ -165,7 +166,7 @@ class Updater:
     def _agree(self, groups: Sequence[Batch], packs: int) -> _Agreed:
         """What all ranks are about to do."""
         mine = [dict(_sum(map(self.method.counts, groups))), packs, *_size(groups)]
-        told = self.parallel.ranks.gather(mine)
+        told = self.parallel.ranks.gather(mine)[:: self.parallel.ring]  # the ranks of a ring have the same
         counts, each, samples, tokens = zip(*told, strict=True)
         return _Agreed(_sum(counts), max(each), sum(each), sum(samples), sum(tokens))
 
