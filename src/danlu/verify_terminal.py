@@ -67,11 +67,11 @@ def show(found: Verification, *, as_json: bool = False) -> None:
 
 def _words(checked: Checked) -> Text:
     """What was measured; below, what is wrong or why nothing was."""
-    words = Text(checked.measured, "dim")
+    words = Text.assemble((checked.measured, "dim"))
     if checked.verdict != "holds":
-        words.append("\n" if checked.measured else "").append(checked.sentence, "bold" if checked.error else "")
+        words.append("\n" if checked.measured else "").append(checked.sentence)
     return words
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}" if value == int(value) else f"{value:.1e}"
+    return "" if value is None else f"{value:.0f}" if value == int(value) else f"{value:.0e}"

@@ -26,13 +26,16 @@ def no_leak(subject: Subject) -> Measured:
     expected = _log_probs(subject, groups)
     found = [(0.0, "", "")]
     for i in sorted({0, len(groups) // 2, len(groups) - 1}):
-        for what, other in (("tokens", _reworded(groups[i], vocabulary)), ("length", _shortened(groups[i]))):
+        for what, other in (
+            ("other tokens", _reworded(groups[i], vocabulary)),
+            ("another length", _shortened(groups[i])),
+        ):
             now = _log_probs(subject, [*groups[:i], other, *groups[i + 1 :]])
             error = max(_error(now[j], expected[j]) for j in range(len(groups)) if j != i)
             found.append((error, what, ", ".join(groups[i].origin)))
     error, what, where = max(found, key=lambda each: size(each[0]))
     count = sum(len(group.targets) for group in groups)
-    fault = f"The {what} of {where} change the log-probabilities of other samples in its pack.{subject.coupling}"
+    fault = f"With {what} of {where} the log-probabilities of other samples in its pack change.{subject.coupling}"
     return Measured(f"{count:,} log-probabilities, {len(found) - 1} changed neighbours", error, SAME_SUMS, fault)
 
 
