@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from danlu.errors import RecipeError, RunError
+from danlu.errors import DanluError, RecipeError, RunError
+
+R = TypeVar("R")
 
 _PATIENCE = timedelta(minutes=15)
 """How long a rank waits for the others."""
@@ -57,7 +59,7 @@ class Ranks:
             return [value]
         told = json.dumps(value).encode()
         head = len(told).to_bytes(8, "little")
-        with self._lost():
+        with self.lost():
             first = _exchange((head + told)[:_ROOM].ljust(_ROOM), self.size)
             lengths = [int.from_bytes(each[:8], "little") for each in first]
             if max(lengths) + 8 <= _ROOM:
@@ -68,6 +70,29 @@ class Ranks:
     def first(self, value: Any) -> Any:
         """Rank 0's value, as JSON carries it."""
         return self.gather(value if self.leads else None)[0]
+
+    def lead(self, do: Callable[[], R]) -> R:
+        """What rank 0 makes of something that is done once, as JSON carries it; its fault is every rank's.
+
+        Raises:
+            DanluError: when rank 0 does.
+        """
+        if self.size == 1:
+            return do()
+        made: Any = None
+        fault: DanluError | None = None
+        if self.leads:
+            try:
+                made = do()
+            except DanluError as error:
+                fault = error
+        told = None if fault is None else {"what": fault.what, "where": fault.where, "do": fault.do}
+        made, told = self.first([made, told])
+        if fault is not None:
+            raise fault
+        if told is not None:
+            raise RunError(**told)
+        return made
 
     def wait(self) -> None:
         """Go on when all ranks are here."""
@@ -85,7 +110,8 @@ class Ranks:
                 self.wait()
 
     @contextmanager
-    def _lost(self) -> Iterator[None]:
+    def lost(self) -> Iterator[None]:
+        """Within, what goes wrong between ranks is told as a loss of the others."""
         try:
             yield
         except (RuntimeError, dist.DistError) as error:
@@ -136,8 +162,6 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ranks
         return
     backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
-    if device != "cpu":
-        torch.accelerator.set_device_index(ranks.local_rank)
     try:
         dist.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError, dist.DistError) as error:
