@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from danlu.contracts import Batch, SequenceModel
 from danlu.data import pack
+from danlu.engine.recompute import Recomputed, recompute
 from danlu.verifying.subject import Subject
 from danlu.verifying.tolerances import NEGLIGIBLE, SAME_SUMS
 from danlu.verifying.verdict import Inapplicable, Measured, check, size
 
 Gradient: TypeAlias = Mapping[str, Tensor]
 """By parameter."""
+
+_RECOMPUTED: tuple[Recomputed, ...] = ("selective", "full")
 
 
 @check("packed equals one by one")
@@ -55,14 +58,12 @@ def micro_batches_and_order(subject: Subject) -> Measured:
 @check("recomputation changes nothing")
 def recomputation(subject: Subject) -> Measured:
     """Gradients are the same where activations are made again in backward instead of kept."""
-    from danlu.engine.recompute import recompute  # MERGE: to the top of the file, once engine/recompute.py is there
-
     if not list(subject.policy.blocks):
         raise Inapplicable("The model declares no blocks to recompute.")
     groups, tokens = list(subject.groups), subject.tokens
     expected = step_gradient(subject, groups, tokens)
     found = []
-    for mode in ("selective", "full"):
+    for mode in _RECOMPUTED:
         policy = copy.deepcopy(subject.policy)
         recompute(policy, mode)
         found.append((*worst(step_gradient(subject, groups, tokens, policy), expected), mode))

@@ -46,7 +46,7 @@ def one_process_equals_two(subject: Subject) -> Measured:
     begun = time.perf_counter()
     alone = straight_run(subject)
     patience = processes.patience(time.perf_counter() - begun)
-    named = dump_recipe(subject.experiment.recipe)["run"].get("parallel", "auto")
+    named = subject.experiment.recipe.run.parallel
     modes = _MODES if named in ("auto", "none") else (named,)
     found = []
     for mode in modes:

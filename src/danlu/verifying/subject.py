@@ -133,7 +133,8 @@ def few(groups: Sequence[Batch]) -> list[Batch]:
 def _plain(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe in float32, computed as written; nothing is left where its run would be."""
     raw: dict[str, Any] = dump_recipe(recipe)
-    raw["run"] |= {"precision": "fp32", "compile": False, "out": str(folder / "run"), "prompts": (), "loggers": ()}
+    raw["run"] |= {"precision": "fp32", "compile": False, "recompute": "none"}
+    raw["run"] |= {"out": str(folder / "run"), "prompts": (), "loggers": ()}
     raw["run"] |= {"steps": recipe.run.steps or 1, "epochs": None}
     if isinstance(recipe.data.held_out, float):  # what is held out stays so, and is hardly measured
         raw["data"]["held_out_samples"] = 1
