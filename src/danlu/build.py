@@ -101,7 +101,7 @@ class Experiment:
                 keep_checkpoints=settings.keep_checkpoints,
                 lr=recipe.optimizer.lr,
             ),
-            checkpoints=Checkpoints(run / "checkpoints"),
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             recorder=recorder,
             continuations=self.continuations,
             stopping=stopping,

@@ -26,7 +26,6 @@ from danlu.build import Experiment, assemble
 from danlu.checking import diagnose
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import device_kind, keep_freed_memory
-from danlu.engine.loop import Loop
 from danlu.engine.ranks import Ranks, joined
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
@@ -227,9 +226,11 @@ def _carry_out(
         stack.callback(recorder.close)
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
+        stack.callback(loop.checkpoints.close)
         if resuming:
             restored = loop.restore(step)
-            ranks.lead(lambda: _take_up(run, loop, recorder, recipe))
+            loop.checkpoints.forget_after(restored, loop.progress.best_step)
+            ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
             recorder.event("resume", step=restored, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)
@@ -260,10 +261,9 @@ def _carry_out(
         return Run(run, reason, ranks.lead(lambda: _last_metrics(run)))
 
 
-def _take_up(run: Path, loop: Loop, recorder: Recorder, recipe: Recipe) -> None:
-    """Leave nothing in a run's directory that is later than the checkpoint it goes on from."""
-    loop.checkpoints.forget_after(loop.progress.step, loop.progress.best_step)
-    recorder.cut_back(loop.progress.step)
+def _take_up(run: Path, step: int, recorder: Recorder, recipe: Recipe) -> None:
+    """Leave no row in a run's directory that is later than the checkpoint it goes on from."""
+    recorder.cut_back(step)
     _write_recipe(run, recipe)  # an override holds for later resumes, too
 
 

@@ -1,98 +1,168 @@
-"""Checkpoints: safetensors and JSON, whole or not at all.
+"""Checkpoints: safetensors and JSON, whole or not at all, written while the run goes on.
 
-A checkpoint is written beside its final name, forced to disk, and renamed; a crash or a full disk at any moment leaves
-the ones before as they were. A manifest holds every file's size and checksum, and reading begins by comparing them. No
-pickle is written or read.
+A snapshot is copied to host memory, and a thread writes it: every rank its part, beside the final name, forced to disk,
+and renamed by the first. A crash or a full disk at any moment leaves the ones before as they were. A manifest holds
+every file's size and checksum, and reading begins by comparing them. No pickle is written or read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
+from danlu.engine import folders
+from danlu.engine.manifest import Entry, read_manifest, require_whole, sync, write_manifest
+from danlu.engine.ranks import ALONE, Ranks
+from danlu.engine.staging import STATE, Snapshot, Stage
 from danlu.errors import CheckpointError, RunError
 
-_MANIFEST, _STATE = "manifest.json", "state.json"
-_UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
-_VERSION = 1
+if TYPE_CHECKING:
+    from danlu.engine.stored import Saved
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What a run is made of at one moment.
+class Written:
+    """A checkpoint that is there.
 
     Attributes:
         step: updates done.
-        tensors: by file, then by name.
-        state: everything else, as JSON.
+        path: where.
+        best: whether it was the best.
+        staged_seconds: for how long the run was held up.
+        written_seconds: from then until it was there.
     """
 
     step: int
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    state: Mapping[str, Any]
+    path: Path
+    best: bool
+    staged_seconds: float
+    written_seconds: float
 
 
 class Checkpoints:
     """The checkpoints of one run: ``step-N`` folders, and links `last` and `best` to two of them.
 
+    All ranks call the same methods in the same order; `fault`, `finished` and `steps` are each one's own.
+
     Args:
-        folder: where they are.
+        folder: where they are; one that all ranks see.
+        ranks: who writes and reads them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
         self.folder = folder
+        self._ranks = ranks
+        self._apart: Ranks | None = None
+        self._stage = Stage(ranks)
+        self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
+        self._finished: deque[Written] = deque()
 
-    def save(self, snapshot: Snapshot, *, best: bool, keep: int) -> Path:
-        """Write a snapshot; then point `last` (and `best`) at it and remove all but the newest `keep` and the best.
+    def save(self, snapshot: Snapshot, *, best: bool, keep: int) -> None:
+        """Copy a snapshot, which may change from then on, and begin to write it; the one before is waited for.
+
+        When it is there, `last` (and `best`) point at it, and all but the newest `keep` and the best are removed.
 
         Raises:
-            RunError: when it cannot be written, a full disk say; what was there before stays.
+            RunError: when the one before could not be written.
         """
-        final = self.folder / f"step-{snapshot.step:08d}"
-        unfinished = self.folder / f"{_UNFINISHED}{final.name}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            _write(unfinished, snapshot)
-            self._remove(final)
-            os.replace(unfinished, final)
-            _sync(self.folder)
-            for name in ("last", "best") if best else ("last",):
-                self._point(name, final)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            last = self.steps()
-            before = f"The checkpoint of step {last[-1]} is whole." if last else "There is none before it."
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise RunError(
-                f"the checkpoint of step {snapshot.step} could not be written: {reason}", where=final, do=before
-            ) from error
-        self._retain(keep)
-        return final
+        self.wait()
+        start = time.perf_counter()
+        if self._apart is None:
+            self._apart = self._ranks.apart()
+        self._stage.fill(snapshot.tensors)
+        state = json.dumps(snapshot.state, indent=1)
+        writing = _Writing(self.folder, snapshot.step, state, best, keep, self._stage, self._apart)
+        staged = time.perf_counter() - start
+        self._thread = threading.Thread(target=self._run, args=(writing, staged), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Go on when nothing is being written.
+
+        Raises:
+            RunError: when the last could not be written, a full disk say; what was there before stays.
+        """
+        self.close()
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def fault(self) -> str | None:
+        """What the last could not be written by, if that is known by now; `wait` raises it."""
+        return None if self._fault is None else str(self._fault)
+
+    def finished(self) -> list[Written]:
+        """The checkpoints that came to be there since this was asked last."""
+        return [self._finished.popleft() for _ in range(len(self._finished))]
+
+    def close(self) -> None:
+        """Wait until nothing is being written, whatever comes of it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, in order."""
-        names = (entry.name for entry in self.folder.glob("step-*"))
-        return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+        return folders.all_steps(self.folder)
 
     def load(self, step: int | None = None) -> Snapshot:
-        """A checkpoint, the last by default, after comparing every file with its checksum.
+        """All of a checkpoint, the last by default, tensors whole; raises what `open` does."""
+        return self.open(step).read()
+
+    def open(self, step: int | None = None) -> Saved:
+        """A checkpoint, the last by default, after comparing every file with its checksum; ranks share the work.
 
         Raises:
             CheckpointError: when there is none, or a file of it is absent, cut short or altered; the one before is
             named.
         """
+        from danlu.engine.stored import Saved  # brings half a second of imports, which only reading needs
+
+        self.wait()
+        rank, size = self._ranks.rank, self._ranks.size
+        wanted, offer = self._ranks.each(lambda: self._choose(step))[0]
+        folder = folders.of_step(self.folder, wanted)
+
+        def compare() -> None:
+            for name, entry in list(read_manifest(folder, offer).items())[rank::size]:
+                require_whole(folder / name, entry, offer)
+
+        self._ranks.each(compare)
+        return Saved(wanted, folder, read_manifest(folder, offer), self._ranks)
+
+    def forget_after(self, step: int, best: int | None) -> None:
+        """Remove what is later than a step that a run is taken up from again, and what a crash left behind.
+
+        Args:
+            step: the last one from now on.
+            best: the best up to there, if there is one.
+
+        Raises:
+            RunError: when it cannot be removed.
+        """
+
+        def forget() -> None:
+            try:
+                folders.forget_after(self.folder, step, best)
+            except OSError as error:
+                raise RunError(f"what is later cannot be removed: {_reason(error)}", where=self.folder) from error
+
+        self.wait()
+        self._ranks.lead(forget)
+
+    def _choose(self, step: int | None) -> tuple[int, str]:
+        """The step that is meant, and what to do should it be damaged."""
         steps = self.steps()
         if not steps:
             raise CheckpointError("there is no checkpoint", where=self.folder, do="Remove the run and train anew.")
@@ -101,106 +171,87 @@ class Checkpoints:
             raise CheckpointError(
                 f"there is no checkpoint of step {wanted}", where=self.folder, do=f"There are: {steps}."
             )
-        folder = self.folder / f"step-{wanted:08d}"
         earlier = [s for s in steps if s < wanted]
-        offer = f"Resume from the one before with --step {earlier[-1]}." if earlier else "There is none before it."
-        verify(folder, offer)
-        state = json.loads((folder / _STATE).read_text())
-        tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-        return Snapshot(wanted, tensors, state)
+        return wanted, f"Resume from the one before with --step {earlier[-1]}." if earlier else _NONE_BEFORE
 
-    def forget_after(self, step: int, best: int | None) -> None:
-        """Remove what is later than a step that a run is taken up from again, and what a crash left behind.
-
-        Args:
-            step: the last one from now on.
-            best: the best up to there, if there is one.
-        """
-        for later in (s for s in self.steps() if s > step):
-            self._remove(self.folder / f"step-{later:08d}")
-        for rest in (*self.folder.glob(f"{_UNFINISHED}step-*"), *self.folder.glob(f"{_REMOVED}step-*")):
-            shutil.rmtree(rest)
-        self._point("last", self.folder / f"step-{step:08d}")
-        if best is None:
-            (self.folder / "best").unlink(missing_ok=True)
+    def _run(self, writing: _Writing, staged: float) -> None:
+        start = time.perf_counter()
+        try:
+            writing.run()
+        except BaseException as error:  # the thread's last words; `wait` repeats them
+            self._fault = error
         else:
-            self._point("best", self.folder / f"step-{best:08d}")
-
-    def _point(self, name: str, target: Path) -> None:
-        link = self.folder / f"{_UNFINISHED}{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.name)
-        os.replace(link, self.folder / name)
-
-    def _retain(self, keep: int) -> None:
-        best = (self.folder / "best").resolve().name if (self.folder / "best").exists() else ""
-        for step in self.steps()[:-keep]:
-            if f"step-{step:08d}" != best:
-                self._remove(self.folder / f"step-{step:08d}")
-
-    def _remove(self, folder: Path) -> None:
-        """Take a checkpoint out of sight in one go, then its files one by one: a crash leaves none half there."""
-        if folder.exists():
-            hidden = self.folder / f"{_REMOVED}{folder.name}"
-            shutil.rmtree(hidden, ignore_errors=True)
-            os.replace(folder, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+            path, seconds = folders.of_step(self.folder, writing.step), time.perf_counter() - start
+            self._finished.append(Written(writing.step, path, writing.best, staged, seconds))
 
 
-def verify(folder: Path, do: str = "") -> None:
-    """Compare every file of a checkpoint with its manifest.
+@dataclass(frozen=True)
+class _Writing:
+    """One checkpoint on its way to disk."""
 
-    Raises:
-        CheckpointError: naming the first file that is absent, cut short or altered.
-    """
-    try:
-        text = (folder / _MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        version = manifest["version"]
-        if _STATE not in expected or text != _text(manifest):
-            raise ValueError("it is not as it was written")
-    except FileNotFoundError:
-        raise CheckpointError("the manifest is absent", where=folder / _MANIFEST, do=do) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError("the manifest is altered", where=folder / _MANIFEST, do=do) from error
-    if version != _VERSION:
-        raise CheckpointError(
-            f"its format is {version}, not {_VERSION}", where=folder, do="Use the Danlu that wrote it."
-        )
-    for name, (size, digest) in expected.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError("the file is absent", where=file, do=do)
-        if file.stat().st_size != size:
-            raise CheckpointError(f"the file is cut short: {file.stat().st_size} of {size} bytes", where=file, do=do)
-        if _digest(file) != digest:
-            raise CheckpointError("the file is altered: its checksum differs", where=file, do=do)
+    folder: Path
+    step: int
+    state: str
+    best: bool
+    keep: int
+    stage: Stage
+    ranks: Ranks
+
+    def run(self) -> None:
+        """Every rank its part; a fault of one is a fault of all, and nothing of it stays."""
+        try:
+            self._each(lambda: folders.begin(self.folder, self.step) if self.ranks.leads else None)
+            told = self._each(self._write)
+            self._each(lambda: self._finish(told) if self.ranks.leads else None)
+        except RunError:
+            if self.ranks.leads:
+                folders.abandon(self.folder, self.step)
+            raise
+
+    def _each(self, act: Callable[[], T]) -> list[T]:
+        def tried() -> T:
+            try:
+                return act()
+            except Exception as error:
+                raise self._fault(error) from error
+
+        return self.ranks.each(tried)
+
+    def _write(self) -> dict[str, dict[str, str | int]]:
+        """This rank's part: its files, and what the manifest says of them."""
+        return {file.name: asdict(_kept(file)) for file in self.stage.write(folders.unfinished(self.folder, self.step))}
+
+    def _finish(self, told: list[dict[str, dict[str, str | int]]]) -> None:
+        """What is no tensor, the manifest, and the place among the others."""
+        folder = folders.unfinished(self.folder, self.step)
+        entries = {name: Entry(int(e["bytes"]), str(e["sha256"])) for part in told for name, e in part.items()}
+        for name, entry in entries.items():
+            if (folder / name).stat().st_size != entry.bytes:
+                raise OSError(f"{name} is not here as it was written")
+        (folder / STATE).write_text(self.state, encoding="utf-8")
+        write_manifest(folder, {**entries, STATE: _kept(folder / STATE)})
+        folders.finish(self.folder, self.step, best=self.best, keep=self.keep)
+
+    def _fault(self, error: Exception) -> RunError:
+        steps = folders.all_steps(self.folder)
+        before = f"The checkpoint of step {steps[-1]} is whole." if steps else _NONE_BEFORE
+        by = f" (rank {self.ranks.rank})" if self.ranks.size > 1 else ""
+        what = f"the checkpoint of step {self.step} could not be written: {_reason(error)}{by}"
+        return RunError(what, where=folders.of_step(self.folder, self.step), do=before)
 
 
-def _write(folder: Path, snapshot: Snapshot) -> None:
-    for name, tensors in snapshot.tensors.items():
-        save_file({key: t.detach().contiguous() for key, t in tensors.items()}, folder / f"{name}.safetensors")
-    (folder / _STATE).write_text(_text(snapshot.state))
-    entries = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(_text({"version": _VERSION, "files": entries}))
-    for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+_NONE_BEFORE = "There is none before it."
 
 
-def _text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=1)
+def _kept(file: Path) -> Entry:
+    """Of a file that was forced to disk."""
+    sync(file)
+    return Entry.of(file)
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _reason(error: Exception) -> str:
+    """What the system says, also where safetensors wraps it."""
+    number = re.search(r"os error (\d+)", str(error))
+    if number:
+        return os.strerror(int(number[1]))
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

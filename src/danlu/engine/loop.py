@@ -7,19 +7,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from danlu.contracts import Batch, Source
-from danlu.engine.checkpoint import Checkpoints, Snapshot
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
-from danlu.engine.state import load_optimizer, optimizer_tensors
+from danlu.engine.staging import Snapshot
+from danlu.engine.state import optimizer_slots, optimizer_tensors
 from danlu.engine.update import Updater, among
 from danlu.errors import CheckpointError, DanluError, RunError
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ class Loop:
             stop = None
             while stop is None and not self._done:
                 stop = self._turn()
+                self._tell_of_checkpoints()
+                if self.checkpoints.fault() is not None:
+                    break
+            self.checkpoints.wait()
+            self._tell_of_checkpoints()
         except DanluError:
             self._save_what_was_learned()
             raise
@@ -133,12 +141,15 @@ class Loop:
 
     def _save_what_was_learned(self) -> None:
         """A checkpoint of the last update, where there is none; samples drawn since then are drawn again."""
-        if self.progress.step and self.progress.step not in self.checkpoints.steps():
-            with suppress(DanluError):  # the first fault is the one to tell
+        with suppress(DanluError):  # the first fault is the one to tell
+            self.checkpoints.close()
+            if self.progress.step and self.progress.step not in self.checkpoints.steps():
                 self.save()
+                self.checkpoints.wait()
+            self._tell_of_checkpoints()
 
-    def save(self) -> Path:
-        """Write a checkpoint."""
+    def save(self) -> None:
+        """Begin to write a checkpoint."""
         policy, progress = self.updater.policy, self.progress
         best = self._is_best()
         if best:
@@ -148,11 +159,11 @@ class Loop:
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
         state = {"progress": asdict(progress), "source": self._trained_on or self.source.state_dict(), **self.identity}
-        path = self.checkpoints.save(
-            Snapshot(progress.step, tensors, state), best=best, keep=self.plan.keep_checkpoints
-        )
-        self.recorder.event("checkpoint", step=progress.step, path=f"checkpoints/{path.name}", best=best)
-        return path
+        self.checkpoints.save(Snapshot(progress.step, tensors, state), best=best, keep=self.plan.keep_checkpoints)
+
+    def _tell_of_checkpoints(self) -> None:
+        for done in self.checkpoints.finished():
+            self.recorder.event("checkpoint", step=done.step, path=f"checkpoints/{done.path.name}", best=done.best)
 
     def restore(self, step: int | None = None) -> int:
         """Go on from a checkpoint, the last by default; its step.
@@ -160,24 +171,21 @@ class Loop:
         Raises:
             CheckpointError: when it is of another model, or does not hold what is needed.
         """
-        snapshot = self.checkpoints.load(step)
+        saved = self.checkpoints.open(step)
         policy = self.updater.policy
-        saved, own = snapshot.tensors.get("model", {}), dict(policy.named_parameters())
-        if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in own.items()}:
-            raise CheckpointError(f"step {snapshot.step} is of another model", where=self.checkpoints.folder)
-        for name, parameter in own.items():
-            parameter.data.copy_(saved[name])
-        load_optimizer(self.updater.optimizer, policy, snapshot.tensors.get("optimizer", {}))
+        saved.read_into("model", dict(policy.named_parameters()))
+        slots = optimizer_slots(self.updater.optimizer, policy, saved.specs("optimizer"))
+        saved.read_into("optimizer", slots)
         try:
-            self.progress = Progress(**snapshot.state["progress"])
-            self.source.load_state_dict(snapshot.state["source"])
+            self.progress = Progress(**saved.state["progress"])
+            self.source.load_state_dict(saved.state["source"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"the state of step {snapshot.step} is incomplete", where=self.checkpoints.folder
+                f"the state of step {saved.step} is incomplete", where=self.checkpoints.folder
             ) from error
         if self.progress.best_step not in self.checkpoints.steps():  # removed for a later one, which is undone now
             self.progress.best_step, self.progress.best_loss = None, None
-        return snapshot.step
+        return saved.step
 
     def _is_best(self) -> bool:
         """Whether what is saved now has the least held-out loss of all that was saved."""

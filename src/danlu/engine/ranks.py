@@ -11,16 +11,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from danlu.errors import DanluError, RecipeError, RunError
+from danlu.errors import DanluError, RecipeError, RunError, error_named
 
-R = TypeVar("R")
+T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=15)
 """How long a rank waits for the others."""
@@ -37,12 +37,14 @@ class Ranks:
         size: how many there are.
         local_rank: which one of those on this machine it is.
         local_size: how many are on this machine.
+        group: what they talk through; None is that of the whole run.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -60,43 +62,61 @@ class Ranks:
         told = json.dumps(value).encode()
         head = len(told).to_bytes(8, "little")
         with self.lost():
-            first = _exchange((head + told)[:_ROOM].ljust(_ROOM), self.size)
+            first = self._exchange((head + told)[:_ROOM].ljust(_ROOM))
             lengths = [int.from_bytes(each[:8], "little") for each in first]
             if max(lengths) + 8 <= _ROOM:
                 return [json.loads(each[8 : 8 + n]) for each, n in zip(first, lengths, strict=True)]
-            whole = _exchange(told.ljust(max(lengths)), self.size)
+            whole = self._exchange(told.ljust(max(lengths)))
         return [json.loads(each[:n]) for each, n in zip(whole, lengths, strict=True)]
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, as JSON carries it."""
         return self.gather(value if self.leads else None)[0]
 
-    def lead(self, do: Callable[[], R]) -> R:
-        """What rank 0 makes of something that is done once, as JSON carries it; its fault is every rank's.
+    def each(self, act: Callable[[], T]) -> list[T]:
+        """What an act gives on every rank, as JSON carries it; its error on one is an error on all, in the same words.
+
+        Raises:
+            DanluError: the first rank's that failed.
+        """
+        if self.size == 1:
+            return [act()]
+        result: Any = None
+        own: DanluError | None = None
+        try:
+            result = act()
+        except DanluError as error:
+            own = error
+        told = None if own is None else [type(own).__name__, own.what, own.where, own.do]
+        every = self.gather([result, told])
+        for _, fault in every:
+            if fault is not None:
+                name, what, where, do = fault
+                raise error_named(name)(what, where=where, do=do) from own
+        return [made for made, _ in every]
+
+    def lead(self, act: Callable[[], T]) -> T:
+        """What rank 0 makes of an act that is done once, as JSON carries it; its error is every rank's.
 
         Raises:
             DanluError: when rank 0 does.
         """
-        if self.size == 1:
-            return do()
-        made: Any = None
-        fault: DanluError | None = None
-        if self.leads:
-            try:
-                made = do()
-            except DanluError as error:
-                fault = error
-        told = None if fault is None else {"what": fault.what, "where": fault.where, "do": fault.do}
-        made, told = self.first([made, told])
-        if fault is not None:
-            raise fault
-        if told is not None:
-            raise RunError(**told)
-        return made
+        return self.each(act if self.leads else _nothing)[0]
 
     def wait(self) -> None:
         """Go on when all ranks are here."""
         self.gather(None)
+
+    def apart(self) -> Ranks:
+        """The same ranks through a group of their own, for a thread that talks while others do; all ask for it at once.
+
+        Raises:
+            RunError: when a rank is gone.
+        """
+        if self.size == 1:
+            return self
+        with self._lost():
+            return replace(self, group=dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -109,6 +129,12 @@ class Ranks:
             if not self.local_rank:
                 self.wait()
 
+    def _exchange(self, told: bytes) -> Sequence[bytes]:
+        mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(all_of_them, mine, group=self.group)
+        return [each.numpy().tobytes() for each in all_of_them]
+
     @contextmanager
     def lost(self) -> Iterator[None]:
         """Within, what goes wrong between ranks is told as a loss of the others."""
@@ -120,6 +146,10 @@ class Ranks:
                 f"rank {self.rank} lost the others: {reason}",
                 do="See which rank ended first, and why; the last checkpoint is whole.",
             ) from error
+
+
+def _nothing() -> Any:
+    return None
 
 
 ALONE = Ranks()
@@ -171,10 +201,3 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
-
-
-def _exchange(told: bytes, size: int) -> Sequence[bytes]:
-    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
-    all_of_them = [torch.empty_like(mine) for _ in range(size)]
-    dist.all_gather(all_of_them, mine)
-    return [each.numpy().tobytes() for each in all_of_them]
