@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from danlu.errors import RunError
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _GRACE = 30.0
 """Seconds that processes have to end when they are asked to."""
+_RAISED = re.compile(r"(\[rank\d+\]: )?[A-Za-z_][\w.]*(Error|Exception)(: |$)")
 _AT_LEAST, _TIMES = 300.0, 20.0
 
 
@@ -71,7 +73,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _told(log: Path, status: int) -> str:
-    """What a process said was wrong: Danlu's sentence, else the last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    """What the first process that failed said was wrong: Danlu's sentence, else the end of a traceback."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     own = [line.removeprefix("danlu: ") for line in lines if line.startswith("danlu: ")]
-    return (own[:1] or lines[-1:] or [f"status {status}"])[0].rstrip(".")
+    raised = [line for line in lines if _RAISED.match(line)]
+    return (own[:1] or raised[:1] or [f"status {status}"])[0].rstrip(".")
