@@ -93,8 +93,10 @@ def trained_policy(subject: Subject) -> SequenceModel:
 
 
 def _finished(run: Run) -> None:
-    if run.reason != "done":  # the run took Ctrl-C for itself
+    if run.reason.startswith("SIG"):  # the run took Ctrl-C for itself
         raise KeyboardInterrupt
+    if run.reason != "done":
+        raise RunError(f"the run of {_STEPS} updates ended early: {run.reason}")
 
 
 def _short(subject: Subject, out: Path) -> Recipe:

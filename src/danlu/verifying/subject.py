@@ -135,7 +135,9 @@ def _plain(recipe: Recipe, folder: Path) -> Recipe:
     raw: dict[str, Any] = dump_recipe(recipe)
     raw["run"] |= {"precision": "fp32", "compile": False, "recompute": "none"}
     raw["run"] |= {"out": str(folder / "run"), "prompts": (), "loggers": ()}
-    raw["run"] |= {"steps": recipe.run.steps or 1, "epochs": None}
+    for bound in ("epochs", "max_time"):  # what is run here is bounded by its updates alone
+        raw["run"].pop(bound, None)
+    raw["run"]["steps"] = recipe.run.steps or 1
     if isinstance(recipe.data.held_out, float):  # what is held out stays so, and is hardly measured
         raw["data"]["held_out_samples"] = 1
     else:
