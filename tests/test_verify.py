@@ -329,6 +329,27 @@ def test_a_mask_that_begins_elsewhere_is_found(chatting: Subject, monkeypatch: p
     fails(serving.training_template_is_serving_template, chatting, "training has other tokens than serving renders")
 
 
+BLOCKS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}THOUGHT"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("thought", "verdict"), [("", "holds"), ("<think>\n</think>\n", "fails")])
+def test_each_answer_of_a_conversation_is_asked_about(tmp_path: Path, thought: str, verdict: str) -> None:
+    """A template whose answers begin with what it does not prompt for teaches what serving never asks."""
+    overrides = sft(tmp_path, f"data.chat_template={tmp_path / 'blocks.jinja'}")
+    (tmp_path / "blocks.jinja").write_text(BLOCKS.replace("THOUGHT", thought))
+    said = [("system", "burn low"), ("user", "who?"), ("assistant", "me"), ("user", "why?"), ("assistant", "lead")]
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    write(tmp_path / "chats.jsonl", *[row] * 6)
+    with prepared(danlu.load_recipe("sft", overrides), tmp_path) as made:
+        checked = serving.training_template_is_serving_template(made)
+    assert (checked.verdict, checked.error) == (verdict, 12.0 if thought else 0.0)
+    assert checked.measured.startswith("prompts of 12 answers in 6 conversations")
+
+
 def test_another_template_beside_the_export_is_found(chatting: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     export = Experiment.export
 
