@@ -138,6 +138,19 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def verify(
+    recipe: Annotated[str, _RECIPE],
+    overrides: Annotated[list[str] | None, _OVERRIDES] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object, on a terminal too.")] = False,
+) -> None:
+    """Measure what Danlu promises on a recipe's own model and data; status 1 if any of it fails."""
+    from danlu.verify_terminal import verify_recipe
+
+    if not verify_recipe(recipe, overrides or [], as_json=as_json).holds:
+        raise typer.Exit(1)
+
+
 @app.command("eval")
 def eval_(
     model: Annotated[str, _MODEL],
