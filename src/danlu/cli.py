@@ -218,11 +218,23 @@ def recipe(name: Annotated[str, _RECIPE]) -> None:
 
 def main() -> None:
     """Run a command; whatever is wrong is one sentence and a non-zero status."""
+    status = _status()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(status)  # threads of a process group that is gone may abort an interpreter that takes its time
+    sys.exit(status)
+
+
+def _status() -> int:
     try:
         app()
     except DanluError as error:
         typer.echo(f"danlu: {error}", err=True)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         typer.echo("danlu: interrupted", err=True)
-        sys.exit(130)
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0

@@ -105,11 +105,12 @@ class Loop:
         self._trained_on = self.source.state_dict()
         stop: str | None = None
         try:
-            self._begin()
-            while stop is None and not self._done:
-                stop = self._turn()
-                self._tell_of_checkpoints()
-            self._complete()
+            with self.updater.parallel.ranks.lost():
+                self._begin()
+                while stop is None and not self._done:
+                    stop = self._turn()
+                    self._tell_of_checkpoints()
+                self._complete()
         except DanluError as error:
             self._save_what_was_learned(error)
             raise
