@@ -32,7 +32,7 @@ class Threads(Ranks):
         def one(rank: int) -> None:
             try:
                 answers[rank] = work(Rank(rank, size))
-            except Exception as error:  # noqa: BLE001 - given back
+            except Exception as error:
                 answers[rank] = error
                 if not isinstance(error, RunError):
                     barrier.abort()
