@@ -59,7 +59,7 @@ def test_a_fingerprint_is_the_weighted_sum_of_bits_for_any_shape_and_any_number_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against Python's own integers."""
-    monkeypatch.setattr("danlu.engine.guards.weights._TOGETHER", 7)
+    monkeypatch.setattr("danlu.engine.guards.weights._IN_CACHE", 7)
     weight = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
     weight[2, 3] = float("nan")
     for tensor in (weight, weight.t(), weight[:, 2:4], weight[:0], weight[0, 0]):
