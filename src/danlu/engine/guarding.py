@@ -62,7 +62,7 @@ class Guards:
         loss = measured.metrics["loss"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self._not_finite(step, groups)
-        jump = None if self._config.spike == "off" else self._spike.note(loss)
+        jump = None if self._config.spike == "ignore" else self._spike.note(loss)
         if jump is None:
             return "take"
         sentence = jump.sentence(step, places(groups))
