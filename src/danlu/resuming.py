@@ -62,7 +62,6 @@ RULES: tuple[Rule, ...] = (
     Rule("data.train.*.weight", "warned", "samples are drawn in other proportions from here on"),
     Rule("data.train.*.epochs", "warned", "the part ends sooner or later"),
     Rule("data.train", "warned", "its content is to be that of then, which is compared"),
-    Rule("data.train.*.path", "warned", "its content is to be that of then, which is compared"),
     Rule("data*", "refused", _DATA),
     # optimizer: its averages are of one optimiser; how it uses them may change
     Rule("optimizer.name", "refused", "the checkpoint's averages are of that optimiser"),
@@ -80,6 +79,7 @@ RULES: tuple[Rule, ...] = (
     Rule("run.threads", "free", "results may differ in their last bits"),
     Rule("run.compile", "free", "results may differ in their last bits"),
     Rule("run.parallel", "free", "results may differ in their last bits"),
+    Rule("run.context_parallel", "free", "results may differ in their last bits"),
     Rule("run.recompute", "free", _COST),
     Rule("run.pack_tokens", "free", _COST),
     Rule("run.eval_every", "free", "a matter of what is measured when"),

@@ -92,7 +92,7 @@ def test_one_bad_sample_of_many_is_found_and_the_layer_it_fails_in(
     updater = replace(sabotaged(parts, [step[5]], way), pack_tokens=pack_tokens)
     before = {name: p.detach().clone() for name, p in parts.policy.named_parameters()}
     measured = updater.gradient(step, STEP)
-    assert not torch.isfinite(torch.tensor([measured["loss"], updater.clip()])).all()
+    assert not torch.isfinite(torch.tensor([measured.metrics["loss"], updater.clip()])).all()
     found = trace_nonfinite(updater, step, STEP)
     assert (found.cause, found.way, found.layer) == ("samples", way, "layers.1.mlp")
     assert (found.samples, found.origins, found.among) == ((sample(step[5]),), step[5].origin, 8)
