@@ -103,7 +103,9 @@ def _random_words(home: Path, vocabulary: int, documents: int, lengths: Lengths 
     return Tokenizer.load(home / "words")
 
 
-def recipe(inputs: Facts, *, precision: str, compiled: bool, steps: int, device: str, threads: int) -> dict[str, Any]:
+def recipe(
+    inputs: Facts, *, precision: str, compiled: bool, steps: int, device: str, threads: int | None
+) -> dict[str, Any]:
     """What a user of Danlu would write."""
     return {
         "model": {"path": inputs["model"]},

@@ -182,8 +182,8 @@ def _update(updater: Updater, groups: Sequence[Batch]) -> int:
     measured = updater.gradient(groups, 0)
     updater.clip()
     updater.move(settings.LEARNING_RATE)
-    assert measured["packs"] == 1
-    return int(measured["flops"])
+    assert measured.packs == 1
+    return int(measured.flops)
 
 
 def _full_packs(corpus: Corpus, count: int) -> Iterable[list[Any]]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from danlu.architecture.checkpoint import load_model, save_model
 from danlu.architecture.hub import model_directory
-from danlu.contracts import ArchitectureConfig, Batch, SequenceModel
-from danlu.data import Data, DataSource, Tokenizer, build_data
+from danlu.contracts import ArchitectureConfig, SequenceModel
+from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.data.chat_template import ChatTemplate
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
+from danlu.engine.parallel import Parallel, choose
+from danlu.engine.ranks import ALONE, Ranks
+from danlu.engine.recompute import recompute
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, UnsupportedError
@@ -44,6 +49,7 @@ class Experiment:
         data: what it learns from.
         source: what samples are drawn from.
         policy: the model that is trained.
+        parallel: how it lies over ranks.
     """
 
     recipe: Recipe
@@ -51,6 +57,12 @@ class Experiment:
     data: Data
     source: DataSource
     policy: SequenceModel
+    parallel: Parallel
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.parallel.ranks
 
     @property
     def steps(self) -> int:
@@ -89,7 +101,7 @@ class Experiment:
                 keep_checkpoints=settings.keep_checkpoints,
                 lr=recipe.optimizer.lr,
             ),
-            checkpoints=Checkpoints(run / "checkpoints"),
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             recorder=recorder,
             continuations=self.continuations,
             stopping=stopping,
@@ -107,18 +119,20 @@ class Experiment:
             pack_tokens=recipe.run.pack_tokens,
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
+            parallel=self.parallel,
         )
 
-    def held_out(self) -> Iterator[Batch]:
-        """The groups it is measured on."""
+    def held_out(self) -> Iterator[Any]:
+        """The samples it is measured on."""
         corpus = self.data.held_out
         assert corpus is not None
-        return (self.recipe.method.group(corpus[i]) for i in range(len(corpus)))
+        return (corpus[i] for i in range(len(corpus)))
 
     def continuations(self) -> Iterable[tuple[str, str]]:
         """The recipe's prompts, and what the model makes of them now."""
         tokenizer = self.data.tokenizer
         written = complete(self.policy, *self._prompts(), stop=self._stops)
+        self.parallel.settle(self.policy)
         return [(p, tokenizer.decode(e.tokens)) for p, e in zip(self.recipe.run.prompts, written, strict=True)]
 
     def check_prompts(self) -> None:
@@ -141,11 +155,15 @@ class Experiment:
         return prompts, Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
 
     def export(self, directory: Path) -> None:
-        """Write the model and its tokenizer in hub format."""
+        """Write the model and its tokenizer in hub format; all ranks help, the first one writes."""
+        weights = self.parallel.gathered(self.policy)
+        self.ranks.lead(lambda: self._write(directory, weights))
+
+    def _write(self, directory: Path, weights: Mapping[str, Tensor] | None) -> None:
         model, tokenizer = self.recipe.model, self.data.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
-        save_model(self.policy, directory, like=like, settings=settings)
+        save_model(self.policy, directory, weights=weights, like=like, settings=settings)
         tokenizer.save(directory)
         self._export_template(directory)
 
@@ -180,24 +198,37 @@ class Experiment:
         return [token for token in dict.fromkeys((tokenizer.eos_id, ending)) if token is not None]
 
 
-def assemble(recipe: Recipe) -> Experiment:
+def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     """Make and check everything a recipe names.
+
+    Args:
+        recipe: what is to be.
+        ranks: the processes that do it, of which this is one.
 
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedError: for what cannot be made.
     """
-    device = Device.choose(recipe.run.device, recipe.run.threads)
+    device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
-    data = build_data(recipe.data, recipe.run.seed, model_tokenizer(recipe))
+    with ranks.one_by_one():
+        data = build_data(_own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe))
     with _closed_on_fault(data):
         recipe, policy = _model(recipe, data)
         source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
         source.exhausted  # noqa: B018 - reads what comes first, so that its faults are told before anything is written
         _check_fit(recipe, policy.config, data)
+        recompute(policy, recipe.run.recompute)
         prepare(policy, device, precision, compiled=recipe.run.compile)
-        experiment = Experiment(recipe, device, data, source, policy)
+        parallel = choose(recipe.run.parallel, ranks, policy, device.memory_bytes)
+        parallel.lay_out(policy)
+        experiment = Experiment(recipe, device, data, source, policy, parallel)
         experiment.check_prompts()
     return experiment
+
+
+def _own(data: DataConfig, ranks: Ranks) -> DataConfig:
+    """Of the ranks on a machine one encodes ahead; the others read what it has written."""
+    return data.model_copy(update={"workers": 1}) if ranks.local_rank else data
 
 
 def _model(recipe: Recipe, data: Data) -> tuple[Recipe, SequenceModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated
 
@@ -73,7 +74,8 @@ def _finish(run: object) -> None:
     from danlu import console, training
 
     assert isinstance(run, training.Run)
-    console.show_result(run)
+    if os.environ.get("RANK", "0") == "0":
+        console.show_result(run)
     if run.reason != "done":
         raise typer.Exit(128 + signal.Signals[run.reason])
 

@@ -224,6 +224,10 @@ class Method(Config, ABC):
     def group(self, sample: Any) -> Batch:
         """A sample as the smallest batch: its segments and targets."""
 
+    def size(self, sample: Any) -> int:
+        """About how many tokens its group has; what samples are dealt out to ranks by."""
+        return len(self.group(sample))
+
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, float]:
         """What each term is divided by, from data alone; summed over all packs and ranks of an update."""

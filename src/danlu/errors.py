@@ -67,6 +67,11 @@ class RunError(DanluError):
     """A run that had to stop."""
 
 
+def error_named(name: str) -> type[DanluError]:
+    """The class of this tree that has a name, as another process told it."""
+    return next((kind for kind in DanluError.__subclasses__() if kind.__name__ == name), DanluError)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion for a misspelt name, or the whole list when nothing is near.
 

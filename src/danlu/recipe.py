@@ -21,6 +21,8 @@ from danlu.config import Config, Kind
 from danlu.contracts import ArchitectureConfig, Method
 from danlu.data import DataConfig
 from danlu.engine.optimizer import AdamW, OptimizerConfig
+from danlu.engine.parallel import Mode
+from danlu.engine.recompute import Recomputed
 from danlu.errors import RecipeError, did_you_mean
 from danlu.hub_files import local_directory
 from danlu.registry import exported, lookup, name_of
@@ -62,8 +64,13 @@ class RunConfig(Config):
     """Of activations and products; weights, gradients and the optimiser's averages stay float32."""
     compile: bool = False
     """Compile the blocks: faster steps after a start-up of about a minute; needs a C++ compiler on a CPU."""
+    parallel: Mode = "auto"
+    """How a run of several processes (torchrun) lies over them: ddp, zero1, zero2, zero3; auto keeps the model whole
+    where it has room."""
+    recompute: Recomputed = "none"
+    """Activations that are made again in backward instead of kept, which changes no result: selective, full."""
     pack_tokens: int = Field(4096, ge=1)
-    """Tokens that go through at once, at most: a matter of memory, which changes no result."""
+    """Tokens that go through at once on a rank, at most: a matter of memory, which changes no result."""
     eval_every: int | None = Field(None, ge=1)
     """Updates between measurements on held-out data; by default ten in a run."""
     checkpoint_every: int | None = Field(None, ge=1)

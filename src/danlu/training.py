@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -17,12 +18,15 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from safetensors import SafetensorError
 
 from danlu.build import Experiment, assemble
 from danlu.checking import diagnose
-from danlu.engine.device import keep_freed_memory
+from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.device import device_kind, keep_freed_memory
+from danlu.engine.ranks import Ranks, joined
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
 from danlu.insight.doctor import Diagnosis, summary_line, write_html
@@ -64,12 +68,16 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
     """
     keep_freed_memory()
     loaded = load_recipe(recipe, overrides)
-    run = _run_directory(loaded, recipe)
     require_loggers(loaded.run.loggers)
-    with compilation(loaded.run.compile), closing(assemble(loaded)) as experiment:
-        diagnosis = _examined(experiment)
-        _begin(run, experiment)
-        return _carry_out(run, experiment, listeners, diagnosis=diagnosis)
+    with joined(device_kind(loaded.run.device)) as ranks:
+        name, begun = ranks.lead(lambda: _run_directory(loaded, recipe))
+        run = Path(name)
+        if begun:
+            return _resumed(run, overrides, ranks, listeners)
+        with compilation(loaded.run.compile), closing(assemble(loaded, ranks)) as experiment:
+            diagnosis = _examined(experiment)
+            ranks.lead(lambda: _begin(run, experiment))
+            return _carry_out(run, experiment, listeners, diagnosis=diagnosis)
 
 
 def resume(run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()) -> Run:
@@ -80,19 +88,37 @@ def resume(run: str | Path, *overrides: str, step: int | None = None, listeners:
     """
     keep_freed_memory()
     run = Path(run)
-    if not (run / _RECIPE).is_file():
-        raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
-    recipe = load_recipe(run / _RECIPE, overrides)
-    with compilation(recipe.run.compile), closing(assemble(recipe)) as experiment:
+    wanted = _recipe_of(run, overrides).run.device
+    with joined(device_kind(wanted)) as ranks:
+        return _resumed(run, overrides, ranks, listeners, step)
+
+
+def _resumed(
+    run: Path, overrides: Sequence[str], ranks: Ranks, listeners: Sequence[Listener], step: int | None = None
+) -> Run:
+    recipe = _recipe_of(run, overrides)
+    with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
         return _carry_out(run, experiment, listeners, resuming=True, step=step)
 
 
-def _examined(experiment: Experiment) -> Diagnosis:
-    """The doctor's short form.
+def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
+    if not (run / _RECIPE).is_file():
+        raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
+    return load_recipe(run / _RECIPE, overrides)
+
+
+def _examined(experiment: Experiment) -> Diagnosis | None:
+    """The doctor's short form, which one rank asks for.
 
     Raises:
         DataError: when it sees a row that would stop the run later.
     """
+    seen: list[Diagnosis] = []
+    experiment.ranks.lead(lambda: seen.append(_diagnosed(experiment)))
+    return seen[0] if seen else None
+
+
+def _diagnosed(experiment: Experiment) -> Diagnosis:
     diagnosis = diagnose(experiment.recipe, experiment.data.documents, _LOOKED_AT)
     stopping = (found for found in diagnosis.findings if found.name in ("unreadable", "refused") and found.examples)
     found = next(stopping, None)
@@ -105,8 +131,8 @@ def _examined(experiment: Experiment) -> Diagnosis:
 def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
     """Make and check everything a recipe names, write nothing, and say what would run."""
     loaded = load_recipe(recipe, overrides)
-    _run_directory(loaded, recipe)
     require_loggers(loaded.run.loggers)
+    _run_directory(loaded, recipe)
     with closing(assemble(loaded)) as experiment:
         return _plan(experiment)
 
@@ -115,7 +141,7 @@ def _plan(experiment: Experiment) -> dict[str, Any]:
     policy, data = experiment.policy, experiment.data
     parameters = sum(p.numel() for p in policy.parameters())
     groups = [experiment.recipe.method.group(sample) for sample in experiment.source.draw()]
-    packs = list(experiment.updater()._packs(groups))
+    packs = list(experiment.updater().packs(groups))
     flops = sum(3 * policy.flops(b.packed, len(b.targets)) for b in packs)
     tokens = sum(len(b) for b in packs)
     peak = experiment.device.peak_flops(policy.compute_dtype)
@@ -135,19 +161,30 @@ def _plan(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _run_directory(recipe: Recipe, source: object) -> Path:
-    """Where the run goes; made only once everything is checked.
+def _run_directory(loaded: Recipe, source: object) -> tuple[str, bool]:
+    """Where the run goes, which is made only once everything is checked; and whether it is there to be gone on with.
+
+    That is so when `torchrun` starts its processes anew because one was lost.
 
     Raises:
-        RunError: when it exists.
+        RunError: when it exists otherwise.
     """
     named = isinstance(source, str | Path)
     name = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem) if named else "run"
-    run = Path(recipe.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run = Path(loaded.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(_started()))}")
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (run / _RECIPE).is_file():
+        if Checkpoints(run / "checkpoints").steps():
+            return str(run), True
+        shutil.rmtree(run)  # it was lost before there was anything to go on from
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
         raise RunError("the run directory exists", where=run, do=hint)
-    return run
+    return str(run), False
+
+
+def _started() -> float:
+    """When the run began: under `torchrun` when that did, whose later attempts go on with what the first began."""
+    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RESTART_COUNT" in os.environ else time.time()
 
 
 def _write_recipe(run: Path, recipe: Recipe) -> None:
@@ -182,29 +219,27 @@ def _carry_out(
         "tensorboard": lambda: TensorBoard(run),
         "wandb": lambda: WeightsAndBiases(run, dump_recipe(recipe)),
     }
-    recorder = Recorder(run, [*listeners, *(extra[name]() for name in recipe.run.loggers)])
+    ranks = experiment.ranks
+    hearing = [*listeners, *(extra[name]() for name in recipe.run.loggers)] if ranks.leads else []
+    recorder = Recorder(run, hearing, silent=not ranks.leads)
     with ExitStack() as stack:
         stack.callback(recorder.close)
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
         stack.callback(loop.checkpoints.close)
         if resuming:
-            saved = loop.checkpoints.open(step)
-            loop.restore(saved)
-            loop.checkpoints.forget_after(saved.step, loop.progress.best_step)
-            recorder.cut_back(saved.step)
-            _write_recipe(run, recipe)  # an override holds for later resumes, too
-            recorder.event("resume", step=saved.step, steps=experiment.steps)
+            restored = loop.restore(step)
+            loop.checkpoints.forget_after(restored, loop.progress.best_step)
+            ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
+            recorder.event("resume", step=restored, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)
         told = _data_facts(experiment)
         recorder.event("data", **told)
+        if ranks.size > 1:
+            recorder.event("ranks", size=ranks.size, parallel=experiment.parallel.mode)
         if diagnosis is not None:
-            recorder.event("model", **_model_facts(experiment))
-            for note in experiment.notes:
-                recorder.event("note", message=note)
-            write_html(diagnosis, run / "data.html")
-            recorder.event("doctor", message=summary_line(diagnosis))
+            _introduce(run, experiment, diagnosis, recorder)
         start = time.perf_counter()
         try:
             reason = loop.run()
@@ -217,15 +252,37 @@ def _carry_out(
             raise
         if (now := _data_facts(experiment)) != told:  # what was read only later
             recorder.event("data", **now)
-        try:
-            if reason == "done":
+        if reason == "done":
+            with _end_written(run):
                 experiment.export(run / "final")
-            recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
-            write_report(run)
-        except (OSError, SafetensorError) as error:
-            hint = f"Make room, then: danlu resume {run}."
-            raise RunError(f"the end of the run cannot be written: {error}", where=run, do=hint) from error
-    return Run(run, reason, _last_metrics(run))
+        recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
+        with _end_written(run):
+            ranks.lead(lambda: str(write_report(run)))
+        return Run(run, reason, ranks.lead(lambda: _last_metrics(run)))
+
+
+def _take_up(run: Path, step: int, recorder: Recorder, recipe: Recipe) -> None:
+    """Leave no row in a run's directory that is later than the checkpoint it goes on from."""
+    recorder.cut_back(step)
+    _write_recipe(run, recipe)  # an override holds for later resumes, too
+
+
+def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder: Recorder) -> None:
+    """Write down what is trained, and what the doctor saw."""
+    recorder.event("model", **_model_facts(experiment))
+    for note in experiment.notes:
+        recorder.event("note", message=note)
+    write_html(diagnosis, run / "data.html")
+    recorder.event("doctor", message=summary_line(diagnosis))
+
+
+@contextmanager
+def _end_written(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        hint = f"Make room, then: danlu resume {run}."
+        raise RunError(f"the end of the run cannot be written: {error}", where=run, do=hint) from error
 
 
 @contextmanager

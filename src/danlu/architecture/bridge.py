@@ -203,10 +203,20 @@ def load_bridged(directory: str | Path, *, trust_remote_code: bool = False) -> B
     return model
 
 
+def _state(model: Bridged, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """What `transformers` is to write, where the model does not hold all of it."""
+    if weights is None:
+        return None
+    own = {name.removeprefix("inner."): weight.cpu() for name, weight in weights.items()}
+    buffers = {name: buffer for name, buffer in model.inner.named_buffers() if name in model.inner.state_dict()}
+    return {**buffers, **own}
+
+
 def save_bridged(
     model: Bridged,
     directory: str | Path,
     *,
+    weights: Mapping[str, Tensor] | None = None,
     like: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
@@ -215,6 +225,7 @@ def save_bridged(
     Args:
         model: what to write.
         directory: where; made when absent.
+        weights: its parameters by name, where the model itself does not hold all of them.
         like: the checkpoint it was started from, whose settings for generation are kept as they are.
         settings: more entries of `config.json`, as the ids of the first and last token.
     """
@@ -225,7 +236,7 @@ def save_bridged(
         if kept is not None and kept.exists():  # as files have them, they may be too inconsistent to be written
             inner.generation_config = transformers.GenerationConfig()
         try:
-            inner.save_pretrained(directory)
+            inner.save_pretrained(directory, state_dict=_state(model, weights))
         finally:
             inner.generation_config = generation
     if kept is not None and kept.exists():

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from danlu.architecture.bridge import Bridged, load_bridged, save_bridged
 from danlu.architecture.hub import load_hub, save_hub
 from danlu.contracts import SequenceModel
@@ -39,6 +41,7 @@ def save_model(
     model: SequenceModel,
     directory: str | Path,
     *,
+    weights: Mapping[str, Tensor] | None = None,
     like: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
@@ -47,10 +50,11 @@ def save_model(
     Args:
         model: what to write.
         directory: where; made when absent.
+        weights: its parameters by name, where the model itself does not hold all of them.
         like: the checkpoint it was started from, whose further settings are kept.
         settings: more entries of `config.json`, as the ids of the first and last token.
     """
     if isinstance(model, Bridged):
-        save_bridged(model, directory, like=like, settings=settings)
+        save_bridged(model, directory, weights=weights, like=like, settings=settings)
     else:
-        save_hub(model, directory, like=like, settings=settings)
+        save_hub(model, directory, weights=weights, like=like, settings=settings)

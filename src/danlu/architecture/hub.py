@@ -137,6 +137,7 @@ def save_hub(
     model: SequenceModel,
     directory: str | Path,
     *,
+    weights: Mapping[str, Tensor] | None = None,
     like: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
@@ -145,6 +146,7 @@ def save_hub(
     Args:
         model: what to write.
         directory: where; made when absent.
+        weights: its parameters by name, where the model itself does not hold all of them.
         like: the checkpoint it was started from, whose further settings are kept.
         settings: more entries of `config.json`, as the ids of the first and last token.
     """
@@ -152,11 +154,9 @@ def save_hub(
     directory.mkdir(parents=True, exist_ok=True)
     transposed = config.hub_transposed()
     names = config.hub_names()
-    weights = {
-        names[name]: (p.detach().t() if name in transposed else p.detach()).to("cpu").contiguous()
-        for name, p in model.named_parameters()
-    }
-    save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
+    held = {name: p.detach() for name, p in (weights or dict(model.named_parameters())).items()}
+    written = {names[name]: (p.t() if name in transposed else p).to("cpu").contiguous() for name, p in held.items()}
+    save_file(written, directory / _WEIGHTS, metadata={"format": "pt"})
     settings = {**config.to_hub(), **(settings or {})}
     if like is not None:
         settings = {**read_json(Path(like) / _CONFIG), **settings}

@@ -5,7 +5,7 @@ from danlu.data.config import DataConfig, Part
 from danlu.data.corpus import Corpus, Sample
 from danlu.data.cutting import Rules
 from danlu.data.mixture import Mixture, Portion
-from danlu.data.packing import pack
+from danlu.data.packing import deal, pack
 from danlu.data.prepare import Data, Documents, build_data, build_encoder, open_documents
 from danlu.data.source import DataSource
 from danlu.data.statistics import Statistics
@@ -29,6 +29,7 @@ __all__ = [
     "Tokenizer",
     "build_data",
     "build_encoder",
+    "deal",
     "open_documents",
     "pack",
 ]

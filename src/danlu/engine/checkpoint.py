@@ -131,14 +131,14 @@ class Checkpoints:
 
         self.wait()
         rank, size = self._ranks.rank, self._ranks.size
-        wanted, offer = self._ranks.each(CheckpointError, lambda: self._choose(step))[0]
+        wanted, offer = self._ranks.each(lambda: self._choose(step))[0]
         folder = folders.of_step(self.folder, wanted)
 
         def compare() -> None:
             for name, entry in list(read_manifest(folder, offer).items())[rank::size]:
                 require_whole(folder / name, entry, offer)
 
-        self._ranks.each(CheckpointError, compare)
+        self._ranks.each(compare)
         return Saved(wanted, folder, read_manifest(folder, offer), self._ranks)
 
     def forget_after(self, step: int, best: int | None) -> None:
@@ -159,7 +159,7 @@ class Checkpoints:
                 raise RunError(f"what is later cannot be removed: {_reason(error)}", where=self.folder) from error
 
         self.wait()
-        self._ranks.each(RunError, forget if self._ranks.leads else lambda: None)
+        self._ranks.lead(forget)
 
     def _choose(self, step: int | None) -> tuple[int, str]:
         """The step that is meant, and what to do should it be damaged."""
@@ -215,7 +215,7 @@ class _Writing:
             except Exception as error:
                 raise self._fault(error) from error
 
-        return self.ranks.each(RunError, tried)
+        return self.ranks.each(tried)
 
     def _write(self) -> dict[str, dict[str, str | int]]:
         """This rank's part: its files, and what the manifest says of them."""

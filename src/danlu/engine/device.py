@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import UnsupportedError
 
 PEAK_FLOPS: dict[str, dict[torch.dtype, float]] = {
@@ -52,21 +53,30 @@ class Device:
     memory_bytes: int
 
     @staticmethod
-    def choose(wanted: str, threads: int | None) -> Device:
-        """The device a recipe asks for; "auto" takes an accelerator when there is one.
+    def choose(wanted: str, threads: int | None, ranks: Ranks = ALONE) -> Device:
+        """The device a recipe asks for; "auto" takes an accelerator when there is one. Ranks share what a machine has.
 
         Raises:
             UnsupportedError: when it is not there.
         """
+        if ranks.size > 1:  # torchrun says one thread a process, whatever there is
+            threads = threads or max(1, (psutil.cpu_count(logical=False) or 1) // ranks.local_size)
         if threads:
             torch.set_num_threads(threads)
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        kind = wanted if wanted != "auto" else (found.type if found else "cpu")
+        found, kind = _accelerator(), device_kind(wanted)
         if kind == "cpu":
-            return Device("cpu", _processor(), torch.get_num_threads(), psutil.virtual_memory().total)
+            memory = psutil.virtual_memory().total // ranks.local_size
+            return Device("cpu", _processor(), torch.get_num_threads(), memory)
         if found is None or found.type != kind:
             raise UnsupportedError(f"there is no device '{kind}' here", where="run.device", do="Use run.device=auto.")
-        properties = torch.get_device_module(kind).get_device_properties(0)
+        module = torch.get_device_module(kind)
+        if ranks.local_size > module.device_count():
+            there = module.device_count()
+            what = f"{ranks.local_size} processes were started on this machine, which has {there} of {kind}"
+            raise UnsupportedError(what, do="Start one for each.")
+        if ranks.size > 1:
+            torch.accelerator.set_device_index(ranks.local_rank)
+        properties = module.get_device_properties(ranks.local_rank)
         return Device(kind, properties.name, torch.get_num_threads(), properties.total_memory)
 
     @property
@@ -95,6 +105,16 @@ class Device:
     def describe(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+def device_kind(wanted: str) -> str:
+    """Torch's name of the device type that a recipe asks for, whether or not it is there."""
+    found = _accelerator()
+    return wanted if wanted != "auto" else (found.type if found else "cpu")
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def keep_freed_memory() -> None:

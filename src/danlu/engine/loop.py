@@ -18,11 +18,11 @@ from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
 from danlu.engine.staging import Snapshot
 from danlu.engine.state import optimizer_slots, optimizer_tensors
-from danlu.engine.update import Updater
+from danlu.engine.update import Updater, among
 from danlu.errors import CheckpointError, DanluError, RunError
 
 if TYPE_CHECKING:
-    from danlu.engine.stored import Saved
+    pass
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Loop:
     Attributes:
         updater: moves the weights.
         source: what it learns from.
-        held_out: the groups it is measured on; none when there are no such data.
+        held_out: the samples it is measured on; none when there are no such data.
         schedule: of the learning rate.
         device: where.
         plan: how long, how often.
@@ -84,7 +84,7 @@ class Loop:
 
     updater: Updater
     source: Source
-    held_out: Callable[[], Iterable[Batch]] | None
+    held_out: Callable[[], Iterable[Any]] | None
     schedule: Schedule
     device: Device
     plan: Plan
@@ -122,15 +122,14 @@ class Loop:
     def _turn(self) -> str | None:
         """One update and what follows it; a reason to stop, if there is one."""
         start = time.perf_counter()
-        samples = self.source.draw()
-        row = self._update([self.updater.method.group(sample) for sample in samples], start)
+        row, stop = self._update(self.updater.groups(self.source.draw()), start)
         self._trained_on = self.source.state_dict()
         try:
             done = self._done
         except DanluError:  # what comes next cannot be read; what was done is written down
             self.recorder.metrics(row)
             raise
-        stop = None if done else self.stopping()
+        stop = None if done else stop
         if done or self._due(self.plan.eval_every):
             row |= self._measure()
         self.recorder.metrics(row)
@@ -166,12 +165,13 @@ class Loop:
         for done in self.checkpoints.finished():
             self.recorder.event("checkpoint", step=done.step, path=f"checkpoints/{done.path.name}", best=done.best)
 
-    def restore(self, saved: Saved) -> None:
-        """Go on from a checkpoint.
+    def restore(self, step: int | None = None) -> int:
+        """Go on from a checkpoint, the last by default; its step.
 
         Raises:
             CheckpointError: when it is of another model, or does not hold what is needed.
         """
+        saved = self.checkpoints.open(step)
         policy = self.updater.policy
         saved.read_into("model", dict(policy.named_parameters()))
         slots = optimizer_slots(self.updater.optimizer, policy, saved.specs("optimizer"))
@@ -185,6 +185,7 @@ class Loop:
             ) from error
         if self.progress.best_step not in self.checkpoints.steps():  # removed for a later one, which is undone now
             self.progress.best_step, self.progress.best_loss = None, None
+        return saved.step
 
     def _is_best(self) -> bool:
         """Whether what is saved now has the least held-out loss of all that was saved."""
@@ -200,39 +201,38 @@ class Loop:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
-    def _update(self, groups: Sequence[Batch], start: float) -> dict[str, Any]:
-        """One update by what was just drawn; what was measured of it."""
+    def _update(self, groups: Sequence[Batch], start: float) -> tuple[dict[str, Any], str | None]:
+        """One update by what was just drawn; what was measured of it, and a reason to stop that some rank has."""
         updater, progress = self.updater, self.progress
-        samples, tokens = sum(g.num_samples for g in groups), sum(len(g) for g in groups)
         lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(progress.step + 1, self.source.epochs)))
-        measured = updater.gradient(groups, progress.step)
+        measured = updater.gradient(groups, progress.step, self.stopping)
         norm = updater.clip()
-        if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
-            raise _exploded(progress.step + 1, measured["loss"], norm, groups)
+        if not (math.isfinite(measured.metrics["loss"]) and math.isfinite(norm)):
+            raise _exploded(progress.step + 1, measured.metrics["loss"], norm, groups)
         updater.move(lr)
         self.device.synchronize()
         seconds = time.perf_counter() - start
-        progress.step, progress.samples, progress.tokens = (
-            progress.step + 1,
-            progress.samples + samples,
-            progress.tokens + tokens,
-        )
-        flops, packs = measured.pop("flops"), measured.pop("packs")
-        return {
+        progress.step += 1
+        progress.samples += measured.samples
+        progress.tokens += measured.tokens
+        ranks = updater.parallel.ranks
+        peak = self.device.peak_flops(updater.policy.compute_dtype) * ranks.size
+        row = {
             "step": progress.step,
-            **measured,
-            "tokens": tokens,
-            "samples": samples,
-            "packs": packs,
+            **measured.metrics,
+            "tokens": measured.tokens,
+            "samples": measured.samples,
+            "packs": measured.packs,
             "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "mfu": flops / seconds / self.device.peak_flops(updater.policy.compute_dtype),
+            "tokens_per_second": measured.tokens / seconds,
+            "mfu": measured.flops / seconds / peak,
             "grad_norm": norm,
             "lr": lr,
             "memory_bytes": self.device.memory_used(),
-            "packing_efficiency": tokens / (packs * updater.pack_tokens),
+            "packing_efficiency": measured.tokens / (measured.packs * updater.pack_tokens),
             "total_tokens": progress.tokens,
         }
+        return row, next((reason for reason in measured.told if reason is not None), None)
 
     def _measure(self) -> dict[str, float]:
         """The metrics on held-out data, each name with "held_out_" before it."""
@@ -252,9 +252,7 @@ class Loop:
 
 
 def _exploded(step: int, loss: float, norm: float, groups: Sequence[Batch]) -> RunError:
-    origins = [place for group in groups for place in group.origin]
-    among = ", ".join(origins[:3]) + (f" and {len(origins) - 3} more" if len(origins) > 3 else "")
     return RunError(
-        f"step {step} has loss {loss} and gradient norm {norm}, on samples {among}; no weight was changed",
+        f"step {step} has loss {loss} and gradient norm {norm}, on samples {among(groups)}; no weight was changed",
         do="Lower optimizer.lr, or look at these samples; the last checkpoint is whole.",
     )

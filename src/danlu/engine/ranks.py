@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from danlu.errors import DanluError, RecipeError, RunError
+from danlu.errors import DanluError, RecipeError, RunError, error_named
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Ranks:
             return [value]
         told = json.dumps(value).encode()
         head = len(told).to_bytes(8, "little")
-        with self._lost():
+        with self.lost():
             first = self._exchange((head + told)[:_ROOM].ljust(_ROOM))
             lengths = [int.from_bytes(each[:8], "little") for each in first]
             if max(lengths) + 8 <= _ROOM:
@@ -73,29 +73,35 @@ class Ranks:
         """Rank 0's value, as JSON carries it."""
         return self.gather(value if self.leads else None)[0]
 
-    def each(self, kind: type[DanluError], act: Callable[[], T]) -> list[T]:
+    def each(self, act: Callable[[], T]) -> list[T]:
         """What an act gives on every rank, as JSON carries it; its error on one is an error on all, in the same words.
 
-        Args:
-            kind: the errors it may raise.
-            act: done by all of them.
-
         Raises:
-            DanluError: the first rank's that failed, of this kind.
-            RunError: when a rank is gone.
+            DanluError: the first rank's that failed.
         """
-        result, fault, own = None, None, None
+        if self.size == 1:
+            return [act()]
+        result: Any = None
+        own: DanluError | None = None
         try:
             result = act()
-        except kind as error:
-            if self.size == 1:
-                raise
-            own, fault = error, [error.what, error.where, error.do]
-        told = self.gather([result, fault])
-        for _, found in told:
-            if found:
-                raise kind(found[0], where=found[1], do=found[2]) from own
-        return [each for each, _ in told]
+        except DanluError as error:
+            own = error
+        told = None if own is None else [type(own).__name__, own.what, own.where, own.do]
+        every = self.gather([result, told])
+        for _, fault in every:
+            if fault is not None:
+                name, what, where, do = fault
+                raise error_named(name)(what, where=where, do=do) from own
+        return [made for made, _ in every]
+
+    def lead(self, act: Callable[[], T]) -> T:
+        """What rank 0 makes of an act that is done once, as JSON carries it; its error is every rank's.
+
+        Raises:
+            DanluError: when rank 0 does.
+        """
+        return self.each(act if self.leads else _nothing)[0]
 
     def wait(self) -> None:
         """Go on when all ranks are here."""
@@ -130,7 +136,8 @@ class Ranks:
         return [each.numpy().tobytes() for each in all_of_them]
 
     @contextmanager
-    def _lost(self) -> Iterator[None]:
+    def lost(self) -> Iterator[None]:
+        """Within, what goes wrong between ranks is told as a loss of the others."""
         try:
             yield
         except (RuntimeError, dist.DistError) as error:
@@ -139,6 +146,10 @@ class Ranks:
                 f"rank {self.rank} lost the others: {reason}",
                 do="See which rank ended first, and why; the last checkpoint is whole.",
             ) from error
+
+
+def _nothing() -> Any:
+    return None
 
 
 ALONE = Ranks()
@@ -181,8 +192,6 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ranks
         return
     backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
-    if device != "cpu":
-        torch.accelerator.set_device_index(ranks.local_rank)
     try:
         dist.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError, dist.DistError) as error:

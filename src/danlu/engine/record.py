@@ -35,10 +35,11 @@ class Recorder:
     Args:
         run: the run's directory.
         listeners: who else hears of it.
+        silent: write nothing, as ranks do whose first one writes for all.
     """
 
-    def __init__(self, run: Path, listeners: Sequence[Listener] = ()) -> None:
-        self._run, self._listeners = run, listeners
+    def __init__(self, run: Path, listeners: Sequence[Listener] = (), *, silent: bool = False) -> None:
+        self._run, self._listeners, self._silent = run, listeners, silent
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Write down one step."""
@@ -70,6 +71,8 @@ class Recorder:
                 unfinished.replace(file)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        if self._silent:
+            return
         file = self._run / name
         try:
             with file.open("a", encoding="utf-8") as opened:

@@ -78,7 +78,7 @@ class Saved:
                 with self._reading():
                     self._files[file].read_into(tensors)
 
-        self._ranks.each(CheckpointError, read)
+        self._ranks.each(read)
 
     def read(self) -> Snapshot:
         """All of it, tensors whole and on the CPU.

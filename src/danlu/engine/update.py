@@ -7,23 +7,43 @@ backward pack by pack, each term's sum over its count; clip; step. So the update
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from danlu.contracts import Batch, Method, SequenceModel
-from danlu.data import pack
+from danlu.data import deal, pack
+from danlu.engine.parallel import Parallel
 from danlu.errors import RunError
 from danlu.random import fold, token_keys
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What an update was seen to do, over all ranks.
+
+    Attributes:
+        metrics: the loss and the method's metrics.
+        samples, tokens, packs: how many went through.
+        flops: operations of matrix products.
+        told: what each rank had to say, in the order of ranks.
+    """
+
+    metrics: dict[str, float]
+    samples: int
+    tokens: int
+    packs: int
+    flops: float
+    told: Sequence[Any]
+
+
+@dataclass(frozen=True)
 class Updater:
-    """Moves the weights by one step's groups, and measures without moving them.
+    """Moves the weights by one step's samples, and measures without moving them.
 
     Attributes:
         models: by role; the method's first role is trained.
@@ -33,6 +53,7 @@ class Updater:
         pack_tokens: tokens that go through at once; changes no result.
         clip_norm: the longest gradient, or None.
         seed: everything random follows from it.
+        parallel: how the trained model lies over ranks.
     """
 
     models: Mapping[str, SequenceModel]
@@ -42,45 +63,67 @@ class Updater:
     pack_tokens: int
     clip_norm: float | None
     seed: int
+    parallel: Parallel = field(default_factory=Parallel)
 
     @property
     def policy(self) -> SequenceModel:
         """The model that is trained."""
         return self.models[self.method.roles[0]]
 
-    def gradient(self, groups: Sequence[Batch], step: int) -> dict[str, float]:
-        """Leave in every parameter the gradient of the step's loss; give what was measured on the way.
+    def groups(self, samples: Sequence[Any]) -> list[Batch]:
+        """This rank's share of some samples as groups: shares cost about the same."""
+        ranks = self.parallel.ranks
+        if ranks.size > 1:
+            shares = deal([self.method.size(sample) for sample in samples], ranks.size)
+            samples = [samples[i] for i in shares[ranks.rank]]
+        return [self.method.group(sample) for sample in samples]
 
-        Returns:
-            loss, the method's metrics, and the numbers of packs and of matrix-product operations.
+    def gradient(self, groups: Sequence[Batch], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
+        """Leave in every parameter the gradient of the step's loss over all ranks.
+
+        Args:
+            groups: this rank's.
+            step: updates done before.
+            told: asked for what this rank has to say to the others, once its packs are through.
+
+        Raises:
+            RunError: when there is nothing to learn from.
         """
-        counts = _sum(map(self.method.counts, groups))
-        key = fold(self.seed, step)
+        packs = self._packed(groups)
+        agreed = self._agree(groups, len(packs))
+        counts, key = agreed.counts, fold(self.seed, step)
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sums, flops, packs = _Sums(), 0, 0
-        for batch in self._packs(groups):
+        sums, flops = _Sums(), 0
+        for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
+            self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
             outcome = self.method.loss(self.models, _keyed(batch, key))
             if empty := [name for name in outcome.losses if not counts[name]]:
-                raise RunError(f"step {step + 1} has nothing to learn from: its count of '{empty[0]}' is 0")
+                raise _nothing_to_learn(step + 1, empty[0], groups)
             loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**outcome.metrics, "loss": loss})
             flops += 3 * self.policy.flops(batch.packed, len(batch.targets))
-            packs += 1
-        for parameter in self.policy.parameters():
-            if parameter.grad is not None and parameter.grad.is_sparse:  # a table that was looked up, and no head's
-                parameter.grad = parameter.grad.to_dense()
-        averages = self.method.summarize(sums.over({**counts, "loss": 1.0}))
-        return {**averages, "packs": packs, "flops": flops}
+        self.parallel.end_update(self.policy)
+        reports = self.parallel.ranks.gather([sums.as_floats(), flops, told()])
+        averages = _over(_sum(sums for sums, _, _ in reports), {**counts, "loss": 1.0})
+        return Measured(
+            metrics=self.method.summarize(averages),
+            samples=agreed.samples,
+            tokens=agreed.tokens,
+            packs=agreed.packs,
+            flops=sum(flops for _, flops, _ in reports),
+            told=[told for _, _, told in reports],
+        )
 
     def clip(self) -> float:
         """Scale the gradient down where it is too long; its norm before that."""
-        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        norm = torch.linalg.vector_norm(self.parallel.norms(parameters))
         length = float(norm)
         if self.clip_norm is not None and length > self.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.clip_norm, norm)
+            gradients = [self.parallel.held(p.grad) for p in parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, self.clip_norm / (norm + _LEAST))
         return length
 
     def move(self, lr: float) -> None:
@@ -89,30 +132,81 @@ class Updater:
             parameters["lr"] = lr
         self.optimizer.step()
 
-    @torch.inference_mode()
-    def measure(self, groups: Iterable[Batch]) -> dict[str, float]:
-        """The loss and the method's metrics over all these groups, nothing random and nothing moved."""
+    @torch.no_grad()
+    def measure(self, samples: Iterable[Any]) -> dict[str, float]:
+        """The loss and the method's metrics over all these samples, nothing random and nothing moved."""
         self.policy.eval()
         sums, counts = _Sums(), Counter[str]()
-        waiting = iter(groups)
-        while some := list(islice(waiting, _MEASURED_TOGETHER)):
-            for batch in self._packs(some):
+        waiting = iter(samples)
+        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.ranks.size)):
+            groups = self.groups(some)
+            packs = self._packed(groups)
+            agreed = self._agree(groups, len(packs))
+            for batch in self._turns(packs, groups, agreed.rounds):
                 outcome = self.method.loss(self.models, batch)
                 sums.add({**outcome.metrics, **{f"loss.{name}": value for name, value in outcome.losses.items()}})
-            counts += _sum(map(self.method.counts, some))
+            counts += agreed.counts
+        self.parallel.settle(self.policy)
         terms = {f"loss.{name}": count for name, count in counts.items()}
-        averages = sums.over({**counts, **terms})
+        averages = _over(_sum(self.parallel.ranks.gather(sums.as_floats())), {**counts, **terms})
         loss = sum(averages.pop(name) for name in terms if name in averages)
         return self.method.summarize({"loss": loss, **averages})
 
-    def _packs(self, groups: Sequence[Batch]) -> Iterator[Batch]:
-        """The groups as few packs, on the device."""
-        for members in pack([len(group) for group in groups], self.pack_tokens):
+    def packs(self, groups: Sequence[Batch]) -> Iterator[Batch]:
+        """Some groups as few packs, on the device."""
+        packs = self._packed(groups)
+        return self._turns(packs, groups, len(packs))
+
+    def _packed(self, groups: Sequence[Batch]) -> list[list[int]]:
+        """Which groups go through together."""
+        return pack([len(group) for group in groups], self.pack_tokens)
+
+    def _agree(self, groups: Sequence[Batch], packs: int) -> _Agreed:
+        """What all ranks are about to do."""
+        mine = [dict(_sum(map(self.method.counts, groups))), packs, *_size(groups)]
+        told = self.parallel.ranks.gather(mine)
+        counts, each, samples, tokens = zip(*told, strict=True)
+        return _Agreed(_sum(counts), max(each), sum(each), sum(samples), sum(tokens))
+
+    def _turns(self, packs: Sequence[Sequence[int]], groups: Sequence[Batch], rounds: int) -> Iterator[Batch]:
+        """This rank's packs on the device, and empty ones until all ranks have had as many."""
+        for number in range(rounds):
+            members = packs[number] if number < len(packs) else ()
             yield Batch.join([groups[i] for i in members]).to(self.device)
 
 
+@dataclass(frozen=True)
+class _Agreed:
+    """What the terms are divided by, the packs of the rank that has most, and what goes through in all."""
+
+    counts: Counter[str]
+    rounds: int
+    packs: int
+    samples: int
+    tokens: int
+
+
+def _size(groups: Sequence[Batch]) -> tuple[int, int]:
+    return sum(group.num_samples for group in groups), sum(len(group) for group in groups)
+
+
+def _nothing_to_learn(step: int, term: str, groups: Sequence[Batch]) -> RunError:
+    return RunError(
+        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {among(groups)}",
+        do="Look at them with `danlu check`: every target of theirs is masked.",
+    )
+
+
+def among(groups: Sequence[Batch]) -> str:
+    """Where some groups come from, the first few by name."""
+    origins = [place for group in groups for place in group.origin]
+    return ", ".join(origins[:3]) + (f" and {len(origins) - 3} more" if len(origins) > 3 else "")
+
+
 _MEASURED_TOGETHER = 1024
-"""Groups that are packed at a time while measuring."""
+"""Samples of a rank that are packed at a time while measuring."""
+_LEAST = 1e-6
+"""Added to the norm that a gradient is divided by."""
 
 
 class _Sums:
@@ -126,9 +220,14 @@ class _Sums:
             term = value.detach().double() if value.device.type == "cpu" else value.detach().float()
             self._sums[name] = self._sums[name] + term if name in self._sums else term
 
-    def over(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Each sum over the count of its name, where that is not 0."""
-        return {name: float(value) / counts[name] for name, value in self._sums.items() if counts.get(name)}
+    def as_floats(self) -> dict[str, float]:
+        """Each sum, once it is there."""
+        return {name: float(value) for name, value in self._sums.items()}
+
+
+def _over(sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
+    """Each sum over the count of its name, where that is not 0."""
+    return {name: value / counts[name] for name, value in sums.items() if counts.get(name)}
 
 
 def _sum(each: Iterable[Mapping[str, Any]]) -> Counter[str]:

@@ -17,7 +17,7 @@ from danlu.insight.fit import judge_fit
 from danlu.insight.page import Fact, Page, Sample, render
 from danlu.insight.record import Event, Record, as_mapping, as_number, read_record
 from danlu.insight.timeline import moments_of, status_of, warnings_of
-from danlu.insight.units import count, duration, memory, percent
+from danlu.units import count, duration, memory, percent
 
 _DATA_FACTS = (
     ("Documents", "documents", count),

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from danlu.insight.page import Moment
 from danlu.insight.record import Event
-from danlu.insight.units import count, duration
+from danlu.units import count, duration
 
 _TOLD_ELSEWHERE = {"sample", "warning", "note"}
 

@@ -29,6 +29,10 @@ class MaximumLikelihood(Method, ABC):
     z_loss: float = Field(0.0, ge=0)
     """Weight of the squared log-normaliser, which keeps it near 0; 1e-4 is usual."""
 
+    def size(self, sample: Sample) -> int:
+        """See `Method`; known without making the group."""
+        return len(sample.tokens) - 1
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Targets, by weight; and their bytes, in the unit that makes nats of loss bits a byte."""
         targets = float(batch.targets.weights.sum())

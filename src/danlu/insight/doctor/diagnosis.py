@@ -10,7 +10,7 @@ from danlu.insight.doctor.case import Fate, TooLong
 from danlu.insight.doctor.finding import SEVERITIES, Finding, Severity
 from danlu.insight.doctor.lengths import Histogram
 from danlu.insight.doctor.sample import Sample
-from danlu.insight.units import percent
+from danlu.units import percent
 
 _LEFT_OUT: dict[Fate, str] = {
     "unreadable": "unreadable",

@@ -15,7 +15,7 @@ from danlu.insight.doctor.diagnosis import Diagnosis
 from danlu.insight.doctor.finding import Finding, Severity
 from danlu.insight.doctor.sample import Piece, Sample
 from danlu.insight.page import Fact, card, charts, pairs, policy
-from danlu.insight.units import count, percent
+from danlu.units import count, percent
 
 _TONES: dict[Severity | None, tuple[str, str]] = {
     "error": ("over", "Some rows cannot be used"),

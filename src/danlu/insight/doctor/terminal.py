@@ -14,7 +14,7 @@ from danlu.insight.doctor.diagnosis import Diagnosis
 from danlu.insight.doctor.finding import Finding, Severity
 from danlu.insight.doctor.lengths import Histogram
 from danlu.insight.doctor.sample import Piece, Sample
-from danlu.insight.units import percent
+from danlu.units import percent
 
 _COLORS: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"

@@ -1,0 +1,1 @@
+"""Guards: small objects beside the loop, each of which knows one thing and speaks one sentence."""

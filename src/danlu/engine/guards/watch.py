@@ -1,0 +1,93 @@
+"""Where in a network numbers first stop being finite: hooks on every module, for one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from danlu.engine.guards.weights import local
+
+
+class Watch:
+    """What was seen of one forward and one backward pass.
+
+    Attributes:
+        output: the first module, in order of execution, whose output was not finite; of those that end with the same
+            output, the innermost.
+        backward: the first module, in order of the backward pass, that was given a finite gradient and gave back one
+            that is not.
+        gradient: the first module whose output's gradient was not finite.
+    """
+
+    def __init__(self) -> None:
+        self.output: str | None = None
+        self._given: list[str] = []
+        self._returned: list[str] = []
+        self._going_back = False
+
+    @property
+    def backward(self) -> str | None:
+        """See the class."""
+        return next((name for name in self._returned if name not in self._given), None)
+
+    @property
+    def gradient(self) -> str | None:
+        """See the class."""
+        return next(iter(self._given), None)
+
+    def after(self, name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        """To be called when a module has been."""
+        if self._going_back:  # computed again, for its gradient
+            return
+        outputs = list(_tensors(output))
+        if self.output is None and not all(map(finite, outputs)):
+            self.output = name
+        for tensors, seen in ((outputs, self._given), (list(_tensors([*args, *kwargs.values()])), self._returned)):
+            for tensor in tensors:
+                if tensor.requires_grad:
+                    tensor.register_hook(partial(self._back, seen, name))
+
+    def _back(self, seen: list[str], name: str, gradient: Tensor) -> None:
+        self._going_back = True
+        if not finite(gradient):
+            seen.append(name)
+
+
+@contextmanager
+def watching(models: Mapping[str, nn.Module]) -> Iterator[Watch]:
+    """Within, what these models do is seen; where there are several, a module's name begins with its model's role."""
+    watch = Watch()
+    with ExitStack() as stack:
+        for role, model in models.items():
+            for name, module in model.named_modules():
+                known = name if len(models) == 1 else f"{role}.{name}".rstrip(".")
+                hook = module.register_forward_hook(partial(watch.after, known), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield watch
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor is finite, of a sharded one what is on this rank."""
+    held = local(tensor.detach())
+    held = held.coalesce().values() if held.is_sparse else held
+    return not held.is_floating_point() or bool(torch.isfinite(held).all())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in what a module was given or gave."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors([getattr(value, field.name) for field in fields(value)])

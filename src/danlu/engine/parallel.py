@@ -1,0 +1,252 @@
+"""How a model lies over ranks, and how its gradient is summed over them.
+
+| mode | weights | gradients | optimiser's averages | gradients travel |
+|---|---|---|---|---|
+| none | whole | whole | whole | |
+| ddp | whole on every rank | whole | whole | once an update, while the last pack goes back |
+| zero1 | whole during an update | whole | a share | once an update |
+| zero2 | whole during an update | a share | a share | every pack |
+| zero3 | a block at a time | a share | a share | every pack |
+
+Gradients are summed and never averaged: every term was divided by its count over all ranks before. The stages of ZeRO
+are FSDP2's `fully_shard` over the blocks that a model declares, told when to gather and when to scatter.
+
+References:
+    Rajbhandari et al., 2019, "ZeRO", https://arxiv.org/abs/1910.02054
+    Li et al., 2020, "PyTorch distributed" (buckets), https://arxiv.org/abs/2006.15704
+    Zhao et al., 2023, "PyTorch FSDP", https://arxiv.org/abs/2304.11277
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from danlu.contracts import SequenceModel
+from danlu.engine.ranks import ALONE, Ranks
+from danlu.errors import RecipeError
+
+Mode: TypeAlias = Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"]
+"""How weights, gradients and the optimiser's averages lie over ranks."""
+
+_BYTES_A_PARAMETER = 16
+"""Weight, gradient and two averages in float32."""
+_ROOMY = 0.5
+"""The share of a device's memory up to which these are kept whole."""
+_BUCKET_BYTES = 25 << 20
+
+
+class Parallel:
+    """One process, or the base of what several do: weights, gradients and averages are whole.
+
+    Args:
+        ranks: the processes.
+    """
+
+    mode: Mode = "none"
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
+
+    def lay_out(self, model: SequenceModel) -> None:
+        """Put a model that is whole and on its device the way it is to lie; before its optimiser is made."""
+
+    def begin_pack(self, model: nn.Module, *, last: bool) -> None:
+        """Say what is to become of gathered weights and of the gradient in the pack that comes next."""
+
+    def end_update(self, model: nn.Module) -> None:
+        """Leave in every parameter the gradient summed over ranks, after the last pack."""
+        for parameter in model.parameters():
+            parameter.grad = _dense(parameter.grad)
+
+    def settle(self, model: nn.Module) -> None:
+        """Put weights back the way they lie after they were only looked at."""
+
+    def held(self, tensor: Tensor) -> Tensor:
+        """What this rank holds of a parameter, a gradient or an average."""
+        return tensor
+
+    def gathered(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Every parameter whole, on the host of rank 0; None where the model itself holds them. All ranks must ask."""
+        return None
+
+    def norms(self, parameters: Sequence[nn.Parameter]) -> Float[Tensor, " P"]:
+        """The length of each one's gradient, over all of it; 0 where there is none."""
+        absent = torch.zeros(0, device=parameters[0].device)
+        return torch.stack(torch._foreach_norm([absent if p.grad is None else self.held(p.grad) for p in parameters]))
+
+
+class Replicated(Parallel):
+    """Every rank has all of it; gradients are summed in buckets, each as soon as the last pack has filled it."""
+
+    mode: Mode = "ddp"
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks)
+        self._buckets: list[list[nn.Parameter]] = []
+        self._place: dict[nn.Parameter, int] = {}
+        self._missing: list[int] = []
+        self._sent: list[tuple[Tensor, Any]] = []
+        self._last = False
+
+    def lay_out(self, model: SequenceModel) -> None:
+        """See `Parallel`."""
+        self._buckets = list(_buckets([p for p in model.parameters() if p.requires_grad][::-1]))
+        for number, bucket in enumerate(self._buckets):
+            for parameter in bucket:
+                self._place[parameter] = number
+                parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def begin_pack(self, model: nn.Module, *, last: bool) -> None:
+        """See `Parallel`."""
+        self._last, self._sent = last, []
+        self._missing = [len(bucket) for bucket in self._buckets]
+
+    def _arrived(self, parameter: nn.Parameter) -> None:
+        if self._last:
+            self._missing[self._place[parameter]] -= 1
+            while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+                self._send()
+
+    def _send(self) -> None:
+        """Begin to sum the next bucket; every rank does so in one order."""
+        bucket = self._buckets[len(self._sent)]
+        there = [_dense(p.grad) for p in bucket]
+        flat = [torch.zeros_like(p).view(-1) if g is None else g.view(-1) for p, g in zip(bucket, there, strict=True)]
+        flags = torch.tensor([float(g is not None) for g in there], device=bucket[0].device)
+        summed = torch.cat([*flat, flags.to(flat[0].dtype)])
+        self._sent.append((summed, dist.all_reduce(summed, async_op=True)))
+
+    def end_update(self, model: nn.Module) -> None:
+        """See `Parallel`; a parameter that no rank has used has no gradient."""
+        while len(self._sent) < len(self._buckets):
+            self._send()
+        with self.ranks.lost():
+            for bucket, (summed, work) in zip(self._buckets, self._sent, strict=True):
+                work.wait()
+                *parts, flags = summed.split([*(p.numel() for p in bucket), len(bucket)])
+                for parameter, part, used in zip(bucket, parts, flags.tolist(), strict=True):
+                    parameter.grad = part.view_as(parameter) if used else None
+        self._sent, self._last = [], False
+
+
+class Sharded(Parallel):
+    """A stage of ZeRO, by FSDP2.
+
+    Args:
+        ranks: the processes.
+        stage: 1 shares out the optimiser's averages, 2 gradients too, 3 weights too.
+    """
+
+    def __init__(self, ranks: Ranks, stage: Literal[1, 2, 3]) -> None:
+        super().__init__(ranks)
+        modes: dict[int, Mode] = {1: "zero1", 2: "zero2", 3: "zero3"}
+        self.stage, self.mode = stage, modes[stage]
+
+    def lay_out(self, model: SequenceModel) -> None:
+        """See `Parallel`."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard  # half a second, which only those who shard should pay
+
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.ranks.size,))
+        for part in model.modules():
+            if isinstance(part, nn.Embedding):
+                part.sparse = False  # its gradient is scattered as it is
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.stage == 3)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for part in _sharded(model):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+    def begin_pack(self, model: nn.Module, *, last: bool) -> None:
+        """See `Parallel`."""
+        for part in _sharded(model):
+            part.set_requires_gradient_sync(self.stage > 1 or last, recurse=False)
+            part.set_reshard_after_backward(self.stage == 3 or last, recurse=False)
+
+    def end_update(self, model: nn.Module) -> None:
+        """See `Parallel`; FSDP has done it on the way."""
+
+    def settle(self, model: nn.Module) -> None:
+        """See `Parallel`."""
+        for part in _sharded(model):
+            part.reshard()
+
+    def held(self, tensor: Tensor) -> Tensor:
+        """See `Parallel`."""
+        return tensor.to_local()  # type: ignore[attr-defined]
+
+    def gathered(self, model: nn.Module) -> dict[str, Tensor]:
+        """See `Parallel`."""
+        weights = {}
+        for name, parameter in model.named_parameters():
+            full = parameter.detach().full_tensor()  # type: ignore[attr-defined]
+            if self.ranks.leads:
+                weights[name] = full.cpu()
+        return weights
+
+    def norms(self, parameters: Sequence[nn.Parameter]) -> Float[Tensor, " P"]:
+        """See `Parallel`."""
+        squares = super().norms(parameters).square()
+        with self.ranks.lost():
+            dist.all_reduce(squares)
+        return squares.sqrt()
+
+
+def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) -> Parallel:
+    """What a recipe's mode comes to; one process is `none` whatever it says.
+
+    Args:
+        mode: the recipe's.
+        ranks: the processes.
+        model: not yet laid out.
+        memory_bytes: a rank's.
+
+    Raises:
+        RecipeError: when several processes were started for a run of one.
+    """
+    if ranks.size == 1:
+        return Parallel(ranks)
+    if mode == "none":
+        raise RecipeError(
+            f"run.parallel is none, and {ranks.size} processes were started",
+            do="Set run.parallel=auto, or start one process.",
+        )
+    if mode == "auto":
+        needed = _BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
+        mode = "ddp" if needed <= _ROOMY * memory_bytes else "zero3"
+    if mode == "ddp":
+        return Replicated(ranks)
+    stages: dict[Mode, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
+    return Sharded(ranks, stages[mode])
+
+
+def _sharded(model: nn.Module) -> list[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    """A table that was looked up, and is no head's, has a sparse gradient."""
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    held = 0
+    for parameter in parameters:
+        size = parameter.numel() * parameter.element_size()
+        if bucket and (held + size > _BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(parameter)
+        held += size
+    if bucket:
+        yield bucket

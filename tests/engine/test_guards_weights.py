@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from danlu.engine.guards.weights import Motion, fingerprints, same_weights, trainable
+from danlu.engine.ranks import ALONE, Ranks
+from danlu.errors import RunError, UnsupportedError
+
+
+class Threads(Ranks):
+    """Ranks that are threads of one process, and tell each other through a list."""
+
+    @staticmethod
+    def run(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
+        """What each rank gives, or raises."""
+        board: list[Any] = [None] * size
+        barrier = threading.Barrier(size, timeout=30)
+        answers: list[Any] = [None] * size
+
+        class Rank(Ranks):
+            def gather(self, value: Any) -> list[Any]:
+                board[self.rank] = value
+                barrier.wait()
+                told = deepcopy(board)
+                barrier.wait()
+                return told
+
+        def one(rank: int) -> None:
+            try:
+                answers[rank] = work(Rank(rank, size))
+            except Exception as error:  # noqa: BLE001 - given back
+                answers[rank] = error
+                if not isinstance(error, RunError):
+                    barrier.abort()
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+
+class Net(nn.Module):
+    """Layers, one of which nothing depends on, and one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        self.idle = nn.Linear(3, 3, bias=False)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.last = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.frozen(self.first(x)).tanh())
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    net = Net()
+    assert trainable(net) == 4 * 3 + 3 + 9 + 3 + 1
+    with pytest.raises(UnsupportedError, match=r"nothing would be trained: all 7 parameters of the model are frozen"):
+        trainable(net.requires_grad_(False))
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_fingerprint_is_of_every_bit_and_every_place(dtype: torch.dtype) -> None:
+    plain = torch.tensor([1.5, -2.0, 1.5, 0.0, 8.0]).to(dtype)
+    (before,) = fingerprints([plain])
+    assert fingerprints([plain.clone()]) == [before]
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for place in range(len(plain)):
+        for bit in range(8 * dtype.itemsize):
+            other = plain.clone()
+            held = other.view(integers)
+            held[place] ^= torch.tensor(-(2 ** (8 * dtype.itemsize - 1)) if bit == 8 * dtype.itemsize - 1 else 1 << bit)
+            assert fingerprints([other]) != [before], (place, bit)
+    swapped = plain.view(integers)[[1, 0, 2, 3, 4]].view(dtype)
+    assert fingerprints([swapped]) != [before]
+
+
+def test_a_fingerprint_is_the_weighted_sum_of_bits_for_any_shape_and_any_number_of_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against Python's own integers."""
+    monkeypatch.setattr("danlu.engine.guards.weights._TOGETHER", 7)
+    weight = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    weight[2, 3] = float("nan")
+    for tensor in (weight, weight.t(), weight[:, 2:4], weight[:0], weight[0, 0]):
+        bits = tensor.contiguous().view(torch.int32).flatten().tolist()
+        expected = sum((2 * i + 1) * value for i, value in enumerate(bits))
+        assert fingerprints([tensor]) == [(expected + 2**63) % 2**64 - 2**63]
+    assert fingerprints([]) == []
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=6), st.integers(0, 5), st.integers(0, 5))
+def test_moves_in_opposite_directions_do_not_cancel(values: list[float], a: int, b: int) -> None:
+    a, b = a % len(values), b % len(values)
+    if a == b:
+        return
+    before = torch.tensor(values)
+    after = before.clone()
+    bits = after.view(torch.int32)
+    bits[a] += 1
+    bits[b] -= 1
+    assert fingerprints([before]) != fingerprints([after])
+
+
+def trained(net: Net, updates: int, *, lr: float = 0.1, after: int = 3, ranks: Ranks = ALONE) -> list[str | None]:
+    motion = Motion(net, after=after, ranks=ranks)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr)
+    told = []
+    for step in range(updates):
+        optimizer.zero_grad()
+        net(torch.randn(5, 4, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+        told.append(motion.note())
+    return told
+
+
+def test_what_does_not_move_is_named_once() -> None:
+    sentence = (
+        "trained parameters that have not moved after 3 updates: "
+        "no gradient comes to idle.weight, so the loss does not depend on it"
+    )
+    assert trained(Net(), 5) == [None, None, sentence, None, None]
+    net = Net()
+    net.idle.requires_grad_(False)
+    assert trained(net, 5) == [None] * 5
+
+
+def test_what_gets_a_gradient_and_does_not_move_is_told_apart() -> None:
+    net = Net()
+    with torch.no_grad():
+        net.last.weight.fill_(1e6)
+    (told,) = trained(net, 1, lr=1e-12, after=1)
+    assert told is not None
+    assert "a gradient comes to last.weight" in told
+    assert "and its update is lost in rounding or not applied" in told
+    assert "no gradient comes to idle.weight" in told
+
+
+def test_a_parameter_has_moved_when_it_has_on_any_rank() -> None:
+    """Each rank holds a part of it, and the part of some ranks is empty or has stayed."""
+
+    def work(ranks: Ranks) -> str | None:
+        part = nn.Module()
+        part.all_stay = nn.Parameter(torch.ones(2))
+        part.one_moves = nn.Parameter(torch.ones(3 if ranks.rank else 0))
+        part.one_is_pulled = nn.Parameter(torch.ones(2))
+        motion = Motion(part, after=1, ranks=ranks)
+        if ranks.rank == 2:
+            part.one_moves.data[1] += 1
+            part.one_is_pulled.grad = torch.tensor([0.0, 1.0])
+        return motion.note()
+
+    told = Threads.run(3, work)
+    assert told == [told[0]] * 3
+    assert told[0] == (
+        "trained parameters that have not moved after 1 updates: "
+        "no gradient comes to all_stay, so the loss does not depend on it; "
+        "a gradient comes to one_is_pulled, and its update is lost in rounding or not applied"
+    )
+
+
+@pytest.mark.parametrize(("size", "changed", "named"), [(2, {1}, "1"), (4, {2}, "2"), (5, {0, 3}, "0, 3")])
+def test_ranks_that_hold_other_weights_are_named(size: int, changed: set[int], named: str) -> None:
+    torch.manual_seed(0)
+    net = Net()
+
+    def work(ranks: Ranks) -> None:
+        mine = deepcopy(net)
+        same_weights(mine, ranks)
+        if ranks.rank in changed:
+            mine.frozen.bias.data.view(torch.int32)[1] ^= 1
+            mine.last.weight.data[0, 1] += 1
+        same_weights(mine, ranks)
+
+    told = Threads.run(size, work)
+    assert all(isinstance(each, RunError) for each in told)
+    assert {each.what for each in told} == {
+        f"the ranks no longer hold the same weights: 'frozen.bias' differs on rank {named}"
+    }
+
+
+def test_ranks_that_hold_the_same_go_on() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    assert Threads.run(3, lambda ranks: same_weights(deepcopy(net), ranks)) == [None] * 3
+    same_weights(net, ALONE)
