@@ -115,7 +115,7 @@ class Ranks:
         """
         if self.size == 1:
             return self
-        with self._lost():
+        with self.lost():
             return replace(self, group=dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     @contextmanager
