@@ -6,6 +6,8 @@ import os
 import platform
 import random
 import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -425,3 +427,43 @@ def test_the_files_of_one_process_are_plain(tmp_path: Path) -> None:
         found = load_file(tmp_path / "step-00000001" / f"{file}.safetensors")
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+from danlu.engine import staging
+from danlu.engine.checkpoint import Checkpoints
+from engine.test_checkpoint import snapshot
+
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(snapshot(1), best=True, keep=1)
+checkpoints.wait()
+plain = staging.save_file
+
+def half(tensors, file, metadata):
+    plain(tensors, file, metadata=metadata)
+    file.write_bytes(file.read_bytes()[:-20])
+    print("in the middle", flush=True)
+    time.sleep(60)
+
+staging.save_file = half
+checkpoints.save(snapshot(2), best=True, keep=1)
+print("the run goes on", flush=True)
+time.sleep(60)
+"""
+
+
+def test_killed_while_one_is_written_the_one_before_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert process.stdout is not None
+    assert {process.stdout.readline(), process.stdout.readline()} == {"in the middle\n", "the run goes on\n"}
+    process.kill()
+    process.communicate(timeout=60)
+    assert names(tmp_path) == [".unfinished-step-00000002", "best", "last", "step-00000001"]
+    checkpoints = Checkpoints(tmp_path)
+    assert same(checkpoints.load(), 1)
+    checkpoints.forget_after(1, best=1)
+    assert names(tmp_path) == ["best", "last", "step-00000001"]
