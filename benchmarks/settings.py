@@ -86,6 +86,8 @@ SFT_SPEED_UP = {
 """Real tokens a second of one side over another's."""
 FIRST_STEP_SECONDS = Target(most=20.0)
 STARTUP_SECONDS = Target(most=0.3)
+CHECKPOINT_STALL = Target(most=5.0)
+"""How much longer a run takes by a checkpoint, in percent of an update."""
 
 
 @dataclass(frozen=True)
