@@ -88,6 +88,8 @@ GUARDS = Target(most=0.01)
 """What guards may add to an update, as a share of it."""
 FIRST_STEP_SECONDS = Target(most=20.0)
 STARTUP_SECONDS = Target(most=0.3)
+CHECKPOINT_STALL = Target(most=5.0)
+"""How much longer a run takes by a checkpoint, in percent of an update."""
 
 
 @dataclass(frozen=True)

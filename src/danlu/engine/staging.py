@@ -101,14 +101,19 @@ class Stage:
                 continue
             written.append(folder / f"{file}{self._suffix}.safetensors")
             own = {name: self._buffers[file, name] for name in offsets}
-            sharding = {name: {"saved_offsets": offset} for name, offset in offsets.items()}
-            told = {"DCP_SHARDING_INFO": json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
-            save_file(own, written[-1], metadata=told)
+            save_file(own, written[-1], metadata=self._bounds(offsets))
         return written
 
     @property
     def _suffix(self) -> str:
         return f"-{self._ranks.rank + 1:05d}-of-{self._ranks.size:05d}" if self._ranks.size > 1 else ""
+
+    def _bounds(self, offsets: _Offsets) -> dict[str, str]:
+        """What a part says of where it belongs; a whole file says nothing, and is like any other."""
+        if self._ranks.size == 1:
+            return {"format": "pt"}
+        sharding = {name: {"saved_offsets": offset} for name, offset in offsets.items()}
+        return {"DCP_SHARDING_INFO": json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
 
     def _local(self, tensors: Tensors) -> dict[tuple[str, str], Tensor]:
         """What of each tensor is here."""
