@@ -27,7 +27,7 @@ from danlu.engine.guards.repeats import Repeats
 from danlu.engine.guards.weights import trainable
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel, choose
-from danlu.engine.ranks import ALONE, Ranks
+from danlu.engine.ranks import ALONE, Ranks, launch_began
 from danlu.engine.recompute import recompute
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
@@ -55,7 +55,7 @@ class Experiment:
         source: what samples are drawn from.
         policy: the model that is trained.
         parallel: how it lies over ranks.
-        began: when it was begun to be made, by `time.monotonic`.
+        began: when it was begun to be made, or its launch by `torchrun` was, by `time.monotonic`.
     """
 
     recipe: Recipe
@@ -172,6 +172,7 @@ class Experiment:
 
     def export(self, directory: Path) -> None:
         """Write the model and its tokenizer in hub format; all ranks help, the first one writes."""
+        self.ranks.wait()  # where a fault of one is told, before they rely on each other
         weights = self.parallel.gathered(self.policy)
         self.ranks.lead(lambda: self._write(directory, weights))
 
@@ -224,7 +225,7 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedError: for what cannot be made.
     """
-    began = time.monotonic()
+    began = time.monotonic() - (time.time() - launch_began())
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
     with ranks.one_by_one():
