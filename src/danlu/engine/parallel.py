@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from danlu.contracts import SequenceModel
 from danlu.engine.ranks import ALONE, Ranks
@@ -181,9 +182,9 @@ class Sharded(Parallel):
         for part in model.modules():
             if isinstance(part, nn.Embedding):
                 part.sparse = False  # its gradient is scattered as it is
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=self.stage == 3)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for part in (*model.blocks, model):
+            part.register_forward_hook(_without_views)
+            fully_shard(part, mesh=mesh, reshard_after_forward=self.stage == 3 and part is not model)
         for part in _sharded(model):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
@@ -261,6 +262,11 @@ def _sharded(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+def _without_views(_: nn.Module, __: Any, output: Any) -> Any:
+    """What a part gives, none of it a view: changed in place, a view would lose FSDP's place in the backward pass."""
+    return tree_map_only(Tensor, lambda given: given.clone() if given._is_view() else given, output)
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:
