@@ -56,7 +56,7 @@ def gradients(kind: str, mode: Mode, made_again: Recomputed, parallel: Parallel 
     model = made(kind)
     recompute(model, made_again)
     laid = parallel or choose(mode, launched(), model, 1 << 30)
-    laid.lay_out(model)
+    laid.lay_out(model, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     updater = Updater({"policy": model}, NextToken(), optimizer, torch.device("cpu"), 16, None, 0, laid)
     mine = groups()[laid.ranks.rank :: laid.ranks.size]
