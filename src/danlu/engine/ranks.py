@@ -140,6 +140,17 @@ class Ranks:
                 yield
             self.wait()
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Within, the ranks of a machine come one after another: what each needs for a moment is there once."""
+        turns = max(self.gather(self.local_size))
+        for _ in range(self.local_rank):
+            self.wait()
+        with self.together():
+            yield
+        for _ in range(turns - self.local_rank):
+            self.wait()
+
     def _told(self, message: list[Any], patience: timedelta) -> list[Any]:
         """Every rank's value, of messages that are a value, or nothing and a fault."""
         told = json.dumps(message).encode()
