@@ -200,9 +200,10 @@ def _run_directory(loaded: Recipe, source: object) -> tuple[str, bool]:
             return str(run), True
         shutil.rmtree(run, ignore_errors=True)  # it was lost before there was anything to go on from
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        there = Checkpoints(run / "checkpoints").steps()
-        way_on = f"Go on with it by: danlu resume {run}" if there else "It holds no checkpoint to go on from: remove it"
-        raise RunError("the run directory exists", where=run, do=f"{way_on}; or choose another run.out.")
+        hint = "There is no checkpoint in it to go on from: choose another run.out, or remove it."
+        if Checkpoints(run / "checkpoints").steps():
+            hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
+        raise RunError("the run directory exists", where=run, do=hint)
     return str(run), False
 
 
