@@ -252,7 +252,7 @@ def _carry_out(
         stack.enter_context(ranks.together())
         if resuming:
             restored = loop.restore(step)
-            loop.checkpoints.forget_after(restored, loop.progress.best_step)
+            loop.checkpoints.forget_after(restored, loop.progress.best_step, recipe.run.keep_checkpoints)
             ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
             recorder.event("resume", step=restored, steps=experiment.steps)
         else:
@@ -298,8 +298,7 @@ def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder
     recorder.event("model", **_model_facts(experiment))
     for note in experiment.notes:
         recorder.event("note", message=note)
-    with _writing(run, "data.html"):
-        write_html(diagnosis, run / "data.html")
+    write_html(diagnosis, run / "data.html")
     recorder.event("doctor", message=summary_line(diagnosis))
 
 

@@ -7,32 +7,26 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import psutil
 import torch
 
 import danlu
 from danlu.build import assemble
-from danlu.contracts import Batch
-from danlu.data import DataSource, cache
-from danlu.data.collection import Collection
+from danlu.data import DataSource
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.nonfinite import trace_nonfinite
 from danlu.engine.ranks import launched
 from danlu.engine.update import Updater
 from danlu.errors import DanluError, DataError
-from danlu.method.next_token import NextToken
 from danlu.recipe import load_recipe
 
+from .faults import encoders, masked, part, processes_for_little, stop_encoders
 from .runs import (
     checkpoints,
-    document,
     flip,
     step_folder,
 )
@@ -67,20 +61,6 @@ def after(step: int, rank: int, act: Callable[[], Any]) -> Any:
             act()
 
     return patch.object(Updater, "move", moved)
-
-
-def masked(origins: Sequence[str], weight: float) -> Any:
-    """Every target of some samples has another weight."""
-    group = NextToken.group
-
-    def weighed(self: NextToken, sample: Any) -> Batch:
-        batch = group(self, sample)
-        if sample.origin not in origins:
-            return batch
-        others = torch.full_like(batch.targets.weights, weight)
-        return replace(batch, targets=replace(batch.targets, weights=others))
-
-    return patch.object(NextToken, "group", weighed)
 
 
 class Scenarios:
@@ -231,38 +211,6 @@ def go_through(made: dict[str, Any], folder: Path) -> dict[str, Any]:
     ):
         act()
     return every.found
-
-
-@contextmanager
-def processes_for_little() -> Iterator[None]:
-    """Each chunk is encoded by itself, and there are processes for it, for however few."""
-    with (
-        patch.dict(Collection.open.__func__.__kwdefaults__, worth_processes=1),  # type: ignore[attr-defined]
-        patch.dict(Collection.stream.__kwdefaults__, pool_bytes=1),
-        patch.object(cache, "PATIENCE", 100.0),
-    ):
-        yield
-
-
-def encoders() -> list[int]:
-    """The processes that encode for this one."""
-    return [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-
-
-def stop_encoders() -> None:
-    """For good; and wait for them only as long as a test may take."""
-    cache.PATIENCE = 1.0
-    found = encoders()
-    assert found
-    for pid in found:
-        os.kill(pid, signal.SIGSTOP)
-
-
-def part(folder: Path, number: int) -> Path:
-    """A file of some texts."""
-    file = folder / f"part{number}.jsonl"
-    file.write_text("".join(json.dumps({"text": document(i)}) + "\n" for i in range(10 * number, 10 * number + 10)))
-    return file
 
 
 class Late(Marked):

@@ -14,7 +14,8 @@ from danlu.engine.checkpoint import Checkpoints
 from launching import Launch
 from ranks import run_ranks
 
-from .rank_faults import EPS, LONG, MODES, SAMPLES, STEPS, go_through, masked
+from .faults import masked
+from .rank_faults import EPS, LONG, MODES, SAMPLES, STEPS, go_through
 from .runs import (
     QWEN3,
     assert_same_run,
