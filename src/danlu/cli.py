@@ -78,7 +78,7 @@ def _finish(run: object) -> None:
     from danlu import console, training
 
     assert isinstance(run, training.Run)
-    if os.environ.get("RANK", "0") == "0":
+    if _speaks():
         console.show_result(run)
     if run.reason != "done":
         raise typer.Exit(_OUT_OF_TIME if run.reason == "max_time" else 128 + signal.Signals[run.reason])
@@ -230,11 +230,16 @@ def main() -> None:
     sys.exit(status)
 
 
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _status() -> int:
     try:
         app()
     except DanluError as error:
-        typer.echo(f"danlu: {error}", err=True)
+        if not error.told or _speaks():  # what all ranks know is said once
+            typer.echo(f"danlu: {error}", err=True)
         return 1
     except KeyboardInterrupt:
         typer.echo("danlu: interrupted", err=True)
