@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -264,6 +269,36 @@ def test_shares_are_whole_disjoint_and_about_as_dear(tmp_path: Path) -> None:
 def test_buckets_hold_each_parameter_once_and_fill_from_the_end(tmp_path: Path) -> None:
     parts = experiment(recipe(tmp_path))
     replicated = Replicated(Ranks(0, 2))
-    replicated.lay_out(parts.policy)
+    replicated.lay_out(parts.policy, torch.device("cpu"))
     held = [p for bucket in replicated._buckets for p in bucket]
     assert [id(p) for p in held] == [id(p) for p in parts.policy.parameters()][::-1]
+
+
+def test_ranks_of_a_machine_come_in_turn() -> None:
+    for spans in zip(*run_ranks(in_turn, 3), strict=True):
+        for (_, end), (begin, _) in itertools.pairwise(spans):
+            assert end <= begin
+
+
+def in_turn() -> list[tuple[float, float]]:
+    spans = []
+    for _ in range(2):
+        with launched().in_turn():
+            begin = time.monotonic()
+            time.sleep(0.05)
+            spans.append((begin, time.monotonic()))
+    return spans
+
+
+def test_models_too_large_to_be_there_twice_are_made_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(tmp_path, QWEN3)
+    assert set(run_ranks(made_with_little_room, 2, made)) == {"in turn"}
+
+
+def made_with_little_room(made: dict[str, Any]) -> str:
+    ranks = launched()
+    room = SimpleNamespace(available=1000, total=1 << 40)
+    with mock.patch("psutil.virtual_memory", return_value=room), mock.patch.object(Ranks, "in_turn") as turn:
+        turn.return_value = nullcontext()
+        assemble(load_recipe(made, ["run.parallel=zero3"]), ranks).close()
+        return "in turn" if turn.called else "at once"

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from danlu.contracts import SequenceModel
 from danlu.engine.ranks import ALONE, Ranks
@@ -76,8 +77,9 @@ class Parallel:
             self._rings = {role: around(model) for role, model in models.items()}
         return self._rings
 
-    def lay_out(self, model: SequenceModel) -> None:
-        """Put a model that is whole and on its device the way it is to lie; before its optimiser is made."""
+    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+        """Put a model that is whole, on the host, the way it is to lie on a device; before its optimiser is made."""
+        model.to(device)
 
     def begin_pack(self, model: nn.Module, *, last: bool) -> None:
         """Say what is to become of gathered weights and of the gradient in the pack that comes next."""
@@ -117,8 +119,9 @@ class Replicated(Parallel):
         self._sent: list[tuple[Tensor, Any]] = []
         self._last = False
 
-    def lay_out(self, model: SequenceModel) -> None:
+    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
         """See `Parallel`."""
+        super().lay_out(model, device)
         self._buckets = list(_buckets([p for p in model.parameters() if p.requires_grad][::-1]))
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket:
@@ -172,18 +175,20 @@ class Sharded(Parallel):
         modes: dict[int, Mode] = {1: "zero1", 2: "zero2", 3: "zero3"}
         self.stage, self.mode = stage, modes[stage]
 
-    def lay_out(self, model: SequenceModel) -> None:
-        """See `Parallel`."""
+    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+        """See `Parallel`; a block at a time is whole on the device."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # half a second, which only those who shard should pay
 
-        mesh = init_device_mesh(next(model.parameters()).device.type, (self.ranks.size,))
+        mesh = init_device_mesh(device.type, (self.ranks.size,))
         for part in model.modules():
             if isinstance(part, nn.Embedding):
                 part.sparse = False  # its gradient is scattered as it is
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=self.stage == 3)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for part in (*model.blocks, model):
+            part.register_forward_hook(_without_views)
+            fully_shard(part, mesh=mesh, reshard_after_forward=self.stage == 3 and part is not model)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
         for part in _sharded(model):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
@@ -261,6 +266,11 @@ def _sharded(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+def _without_views(_: nn.Module, __: Any, output: Any) -> Any:
+    """What a part gives, none of it a view: changed in place, a view would lose FSDP's place in the backward pass."""
+    return tree_map_only(Tensor, lambda given: given.clone() if given._is_view() else given, output)
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:

@@ -132,6 +132,18 @@ class Ranks:
             if not self.local_rank:
                 self.wait()
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Within, the ranks of a machine come one after another: what each needs for a moment is there once."""
+        turns = max(self.gather(self.local_size))
+        for _ in range(self.local_rank):
+            self.wait()
+        try:
+            yield
+        finally:
+            for _ in range(turns - self.local_rank):
+                self.wait()
+
     def _exchange(self, told: bytes) -> Sequence[bytes]:
         mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
         all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
