@@ -114,6 +114,14 @@ def test_all_that_applies_holds_on_text_and_nothing_is_left(tmp_path: Path, mode
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_recipe_for_a_ring_is_looked_at_by_one_process(tmp_path: Path) -> None:
+    shared = danlu.load_recipe(recipe(tmp_path, GPT2, pack_tokens=16, context_parallel=2))
+    assert shared.run.pack_tokens < shared.data.context
+    with prepared(shared, tmp_path) as made:
+        assert made.experiment.recipe.run.pack_tokens == 32
+        assert gradients.micro_batches_and_order(made).verdict == "holds"
+
+
 @pytest.mark.parametrize("bridge", ["false", "true"])
 def test_all_holds_on_chats_by_either_way_to_run_a_checkpoint(tmp_path: Path, bridge: str) -> None:
     found = danlu.verify("sft", *sft(tmp_path, f"model.bridge={bridge}"))
