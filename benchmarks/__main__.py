@@ -14,7 +14,10 @@ from benchmarks import results
 from benchmarks.common import Facts, MissingError, child, environment, say
 from benchmarks.settings import Options
 
-NAMES = ("startup", "dropout", "data", "first_step", "checkpoint", "mfu", "parallel", "sft", "throughput", "lengths")
+NAMES = (
+    *("startup", "dropout", "data", "first_step", "checkpoint", "guards", "mfu", "ring", "parallel"),
+    *("sft", "throughput", "lengths"),
+)
 """The quickest first."""
 
 

@@ -84,6 +84,8 @@ SFT_SPEED_UP = {
     ("danlu, bridge", "SFTTrainer, packing"): Target(least=2.0),
 }
 """Real tokens a second of one side over another's."""
+GUARDS = Target(most=0.01)
+"""What guards may add to an update, as a share of it."""
 FIRST_STEP_SECONDS = Target(most=20.0)
 STARTUP_SECONDS = Target(most=0.3)
 CHECKPOINT_STALL = Target(most=5.0)

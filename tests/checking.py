@@ -22,6 +22,8 @@ CHECKED = (
     "danlu.method",
     "danlu.packed",
     "danlu.parts.attention",
+    "danlu.parts.attention_parts",
+    "danlu.parts.attention_ring",
     "danlu.parts.block",
     "danlu.parts.cross_entropy",
     "danlu.parts.feedforward",

@@ -244,6 +244,9 @@ def test_train_report_and_generate_say_one_json_object_a_line(say: Say, tmp_path
     assert (answer.status, answer.err) == (0, "")
     rows = answer.rows
     assert [row.get("kind") for row in rows[:3]] == ["data", "model", "doctor"]
+    (told,) = [row for row in rows[3:] if "kind" in row]
+    assert (told["kind"], "are read a second time from step" in told["message"]) == ("warning", True)
+    rows.remove(told)
     assert [row["step"] for row in rows[3:-1]] == [0, 6, 12]
     assert all("held_out_loss" in row for row in rows[3:])
     end = rows[-1]

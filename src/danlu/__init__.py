@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from danlu.generate import LanguageModel
     from danlu.recipe import Recipe, load_recipe
     from danlu.training import Run, resume, train
+    from danlu.verifying import Verification, verify
 
-__all__ = ["LanguageModel", "Recipe", "Run", "load", "load_recipe", "resume", "train"]
+__all__ = ["LanguageModel", "Recipe", "Run", "Verification", "load", "load_recipe", "resume", "train", "verify"]
 
 _HOMES = {
     "LanguageModel": "danlu.generate",
@@ -28,6 +29,8 @@ _HOMES = {
     "Run": "danlu.training",
     "resume": "danlu.training",
     "train": "danlu.training",
+    "Verification": "danlu.verifying",
+    "verify": "danlu.verifying",
 }
 
 

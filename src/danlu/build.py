@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -20,6 +22,10 @@ from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.data.chat_template import ChatTemplate
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
+from danlu.engine.guarding import Guards
+from danlu.engine.guards.clock import Clock
+from danlu.engine.guards.repeats import Repeats
+from danlu.engine.guards.weights import trainable
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel, choose
 from danlu.engine.ranks import ALONE, Ranks
@@ -31,10 +37,12 @@ from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
-from danlu.recipe import HubModel, Recipe
+from danlu.recipe import HubModel, Recipe, dump_recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MEASUREMENTS = 10
+_ROOMY = 0.5
+"""The share of the free host memory that the models of all ranks may take at once."""
 _UNRENDERED = {"text", "tokens"}
 """Shapes of rows that no template renders."""
 
@@ -50,6 +58,7 @@ class Experiment:
         source: what samples are drawn from.
         policy: the model that is trained.
         parallel: how it lies over ranks.
+        began: when it was begun to be made, by `time.monotonic`.
     """
 
     recipe: Recipe
@@ -58,6 +67,7 @@ class Experiment:
     source: DataSource
     policy: SequenceModel
     parallel: Parallel
+    began: float
 
     @property
     def ranks(self) -> Ranks:
@@ -87,8 +97,16 @@ class Experiment:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
         every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
+        updater = self.updater()
+        guards = Guards(
+            settings.guards,
+            updater,
+            Clock(settings.max_time, self.steps or None, began=self.began),
+            Repeats(settings.epochs, steps=settings.steps, epochs=self.source.epochs),
+            lambda kind, message: recorder.event(kind, message=message),
+        )
         return Loop(
-            updater=self.updater(),
+            updater=updater,
             source=self.source,
             held_out=None if self.data.held_out is None else self.held_out,
             schedule=recipe.optimizer.schedule,
@@ -103,9 +121,10 @@ class Experiment:
             ),
             checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             recorder=recorder,
+            guards=guards,
             continuations=self.continuations,
             stopping=stopping,
-            identity={"parameters": sum(p.numel() for p in self.policy.parameters())},
+            identity={"recipe": dump_recipe(recipe)},
         )
 
     def updater(self) -> Updater:
@@ -116,7 +135,7 @@ class Experiment:
             method=recipe.method,
             optimizer=recipe.optimizer.build(self.policy),
             device=self.device.torch,
-            pack_tokens=recipe.run.pack_tokens,
+            pack_tokens=recipe.run.pack_tokens * self.parallel.ring,
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
             parallel=self.parallel,
@@ -208,20 +227,25 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedError: for what cannot be made.
     """
+    began = time.monotonic()
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
     with ranks.one_by_one():
         data = build_data(_own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe))
     with _closed_on_fault(data):
-        recipe, policy = _model(recipe, data)
         source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
         source.exhausted  # noqa: B018 - reads what comes first, so that its faults are told before anything is written
-        _check_fit(recipe, policy.config, data)
-        recompute(policy, recipe.run.recompute)
-        prepare(policy, device, precision, compiled=recipe.run.compile)
-        parallel = choose(recipe.run.parallel, ranks, policy, device.memory_bytes)
-        parallel.lay_out(policy)
-        experiment = Experiment(recipe, device, data, source, policy, parallel)
+        recipe = _resolved(recipe, data)
+        with nullcontext() if _fits_whole(recipe, ranks) else ranks.in_turn():
+            policy = _model(recipe)
+            _check_fit(recipe, policy.config, data)
+            trainable(policy)
+            recompute(policy, recipe.run.recompute)
+            arm(policy, precision, compiled=recipe.run.compile)
+            run = recipe.run
+            parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
+            parallel.lay_out(policy, device.torch)
+        experiment = Experiment(recipe, device, data, source, policy, parallel, began)
         experiment.check_prompts()
     return experiment
 
@@ -231,16 +255,22 @@ def _own(data: DataConfig, ranks: Ranks) -> DataConfig:
     return data.model_copy(update={"workers": 1}) if ranks.local_rank else data
 
 
-def _model(recipe: Recipe, data: Data) -> tuple[Recipe, SequenceModel]:
-    """The model that a recipe names, and the recipe with what it left open."""
+def _resolved(recipe: Recipe, data: Data) -> Recipe:
+    """The recipe with what it left open of the model: the vocabulary is the tokenizer's."""
+    if isinstance(recipe.model, HubModel) or getattr(recipe.model, "vocab_size", 0) is not None:
+        return recipe
+    return recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"vocab_size": data.tokenizer.vocab_size})}
+    )
+
+
+def _model(recipe: Recipe) -> SequenceModel:
+    """The model that a recipe names, on the host."""
     if isinstance(recipe.model, HubModel):
-        named = recipe.model.model_dump(exclude={"path"})
-        return recipe, load_model(recipe.model.directory, **named)
-    recipe = recipe.model_copy(update={"model": _with_vocabulary(recipe.model, data.tokenizer)})
-    assert isinstance(recipe.model, ArchitectureConfig)
+        return load_model(recipe.model.directory, **recipe.model.model_dump(exclude={"path"}))
     policy = recipe.model.build()
     recipe.model.initialize(policy, recipe.run.seed)
-    return recipe, policy
+    return policy
 
 
 @contextmanager
@@ -259,9 +289,26 @@ def model_tokenizer(recipe: Recipe) -> Tokenizer | None:
     return None
 
 
+def _fits_whole(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether every rank of a machine may have the whole model on the host at once, which is quicker than in turn."""
+    if ranks.local_size == 1:
+        return True
+    if isinstance(recipe.model, HubModel):
+        held = 2 * sum(file.stat().st_size for file in recipe.model.directory.glob("*.safetensors"))  # as float32
+    else:
+        with torch.device("meta"):
+            held = 4 * sum(p.numel() for p in recipe.model.build().parameters())
+    return ranks.local_size * held < _ROOMY * psutil.virtual_memory().available
+
+
 def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, compiled: bool) -> None:
-    """Put a model where and how it will run, and give each place that draws randomness its key."""
+    """Put a model where and how it will run."""
     model.to(device.torch)
+    arm(model, precision, compiled=compiled)
+
+
+def arm(model: SequenceModel, precision: torch.dtype, *, compiled: bool) -> None:
+    """Say how a model will run, and give each place that draws randomness its key."""
     model.compute_dtype = precision
     for name, module in model.named_modules():
         place = dict(module.named_buffers(recurse=False)).get("place")
@@ -281,13 +328,6 @@ def _precision(recipe: Recipe, device: Device) -> torch.dtype:
         )
         raise UnsupportedError(slow, where="run.precision", do="Use run.precision=bf16.")
     return PRECISIONS[recipe.run.precision]
-
-
-def _with_vocabulary(model: ArchitectureConfig, tokenizer: Tokenizer) -> ArchitectureConfig:
-    """The architecture with the tokenizer's vocabulary, unless the recipe names one."""
-    if getattr(model, "vocab_size", None) is not None:
-        return model
-    return model.model_copy(update={"vocab_size": tokenizer.vocab_size})
 
 
 def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:

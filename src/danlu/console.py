@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from danlu.training import Run
 
 _QUIET_SECONDS = 10.0
+_TOLD = ("warning", "skip", "rollback")
+"""Kinds of events that guards speak by."""
 
 
 class Console:
@@ -61,12 +63,14 @@ class Console:
         if kind in ("start", "resume"):
             self._progress.update(self._task, total=event["steps"], completed=event.get("step", 0))
         if not self._terminal:
-            if kind in ("data", "model", "note", "doctor", "resume", "warning"):
+            if kind in ("data", "model", "ranks", "note", "doctor", "resume", *_TOLD):
                 self._say({k: v for k, v in event.items() if k not in ("time", "length_histogram")})
-        elif kind in ("note", "doctor", "warning"):
+        elif kind in ("note", "doctor", *_TOLD):
             self._progress.print(event["message"], markup=False, highlight=False)
         elif kind == "data":
             self._progress.print(_told(event))
+        elif kind == "ranks":
+            self._progress.print(f"{event['size']} ranks, {event['parallel']}")
         elif kind == "model":
             self._progress.print(f"{event['architecture']}: {event['parameters']:,} parameters")
 

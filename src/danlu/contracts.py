@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from danlu.config import Config
@@ -59,16 +58,14 @@ class Batch:
 
 
 class Memory(Protocol):
-    """Keys and values of what was seen before, kept between passes."""
+    """Keys and values beside those of a pass's own rows: kept from passes before it, or held by other ranks."""
 
     def sight(self, packed: Packed) -> Sight:
-        """Who sees whom when these rows attend to what is kept and to themselves."""
+        """Who sees whom when these rows attend to themselves and to all that is here."""
         ...
 
-    def extend(
-        self, layer: int, keys: Float[Tensor, "T G K"], values: Float[Tensor, "T G K"]
-    ) -> tuple[Float[Tensor, "Tk G K"], Float[Tensor, "Tk G K"]]:
-        """Add a layer's keys and values of these rows; give all that its rows attend to."""
+    def backend(self, layer: int) -> Callable[..., Tensor]:
+        """How a layer's rows attend to all that: a `danlu.parts.attention.Backend`, given their own keys and values."""
         ...
 
 

@@ -20,6 +20,8 @@ from pydantic_core import ErrorDetails
 from danlu.config import Config, Kind
 from danlu.contracts import ArchitectureConfig, Method
 from danlu.data import DataConfig
+from danlu.durations import Duration
+from danlu.engine.guards.config import GuardConfig
 from danlu.engine.optimizer import AdamW, OptimizerConfig
 from danlu.engine.parallel import Mode
 from danlu.engine.recompute import Recomputed
@@ -67,6 +69,8 @@ class RunConfig(Config):
     parallel: Mode = "auto"
     """How a run of several processes (torchrun) lies over them: ddp, zero1, zero2, zero3; auto keeps the model whole
     where it has room."""
+    context_parallel: int = Field(1, ge=1)
+    """So many ranks share the rows of each pack, for sequences too long for one (ring attention)."""
     recompute: Recomputed = "none"
     """Activations that are made again in backward instead of kept, which changes no result: selective, full."""
     pack_tokens: int = Field(4096, ge=1)
@@ -81,6 +85,10 @@ class RunConfig(Config):
     """Texts to be continued at each measurement."""
     prompt_tokens: int = Field(64, ge=1)
     """Tokens that each of them is continued by."""
+    max_time: Duration | None = None
+    """How long a session may take ("90s", "30m", "2h", "1d"): the run then ends with a checkpoint."""
+    guards: GuardConfig = Field(default_factory=GuardConfig)
+    """What is watched while it runs."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl."""
 
@@ -107,9 +115,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.run.pack_tokens < self.data.context:
+        run = self.run
+        if run.pack_tokens * run.context_parallel < self.data.context:
+            ranks = "" if run.context_parallel == 1 else f" on each of {run.context_parallel} ranks"
             raise ValueError(
-                f"run.pack_tokens ({self.run.pack_tokens}) is less than data.context ({self.data.context}): "
+                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than data.context ({self.data.context}): "
                 "one sample would not fit"
             )
         longest = self.model.longest if isinstance(self.model, ArchitectureConfig) else None

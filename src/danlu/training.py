@@ -26,6 +26,7 @@ from danlu.build import Experiment, assemble
 from danlu.checking import diagnose
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import device_kind, keep_freed_memory
+from danlu.engine.lock import locked
 from danlu.engine.ranks import Ranks, joined
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
@@ -33,6 +34,7 @@ from danlu.insight.doctor import Diagnosis, summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
 from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.resuming import changes, refuse_or_tell
 from danlu.yaml_text import to_yaml
 
 _RECIPE = "recipe.yaml"
@@ -77,7 +79,8 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
         with compilation(loaded.run.compile), closing(assemble(loaded, ranks)) as experiment:
             diagnosis = _examined(experiment)
             ranks.lead(lambda: _begin(run, experiment))
-            return _carry_out(run, experiment, listeners, diagnosis=diagnosis)
+            with locked(run, ranks) as note:
+                return _carry_out(run, experiment, listeners, diagnosis=diagnosis, notes=[] if note is None else [note])
 
 
 def resume(run: str | Path, *overrides: str, step: int | None = None, listeners: Sequence[Listener] = ()) -> Run:
@@ -97,8 +100,23 @@ def _resumed(
     run: Path, overrides: Sequence[str], ranks: Ranks, listeners: Sequence[Listener], step: int | None = None
 ) -> Run:
     recipe = _recipe_of(run, overrides)
-    with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
-        return _carry_out(run, experiment, listeners, resuming=True, step=step)
+    with locked(run, ranks) as note:
+        told = [*([] if note is None else [note]), *ranks.lead(lambda: _changes(run, recipe, step))]
+        with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
+            return _carry_out(run, experiment, listeners, resuming=True, step=step, notes=told)
+
+
+def _changes(run: Path, recipe: Recipe, step: int | None) -> list[str]:
+    """What is not as it was when the checkpoint was written, a sentence each.
+
+    Raises:
+        RecipeError: for what may not change.
+    """
+    then = Checkpoints(run / "checkpoints").peek(step)
+    if "recipe" not in then:
+        return []
+    done = then.get("progress", {}).get("step")
+    return refuse_or_tell(changes(then["recipe"], dump_recipe(recipe), step=done), run)
 
 
 def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
@@ -213,6 +231,7 @@ def _carry_out(
     diagnosis: Diagnosis | None = None,
     resuming: bool = False,
     step: int | None = None,
+    notes: Sequence[str] = (),
 ) -> Run:
     recipe = experiment.recipe
     extra: dict[str, Callable[[], Listener]] = {
@@ -236,6 +255,8 @@ def _carry_out(
             recorder.event("start", steps=experiment.steps)
         told = _data_facts(experiment)
         recorder.event("data", **told)
+        for note in notes:
+            recorder.event("note", message=note)
         if ranks.size > 1:
             recorder.event("ranks", size=ranks.size, parallel=experiment.parallel.mode)
         if diagnosis is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +17,7 @@ import tiny
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts import attention as attention_module
-from danlu.parts.attention import attend_reference
+from danlu.parts.attention import Backend, attend_reference, backend_for
 from danlu.parts.linear import Dropout
 from danlu.parts.readout import Hidden, Likelihood, Logits
 from danlu.sight import Sight
@@ -118,9 +119,12 @@ class Recorder:
     def sight(self, packed: Packed) -> Sight:
         return packed.sight
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.shapes.setdefault(layer, []).extend([tuple(keys.shape), tuple(values.shape)])
-        return keys, values
+    def backend(self, layer: int) -> Backend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight, **asked: Any) -> Tensor:
+            self.shapes.setdefault(layer, []).extend([tuple(k.shape), tuple(v.shape)])
+            return backend_for(q.device)(q, k, v, sight, **asked)
+
+        return attend
 
 
 def test_the_keys_and_values_offered_to_memory_are_of_the_shape_it_says(name: str) -> None:

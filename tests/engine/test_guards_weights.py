@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
@@ -15,39 +12,7 @@ from danlu.engine.guards.weights import Motion, fingerprints, same_weights, trai
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError, UnsupportedError
 
-
-class Threads(Ranks):
-    """Ranks that are threads of one process, and tell each other through a list."""
-
-    @staticmethod
-    def run(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
-        """What each rank gives, or raises."""
-        board: list[Any] = [None] * size
-        barrier = threading.Barrier(size, timeout=30)
-        answers: list[Any] = [None] * size
-
-        class Rank(Ranks):
-            def gather(self, value: Any) -> list[Any]:
-                board[self.rank] = value
-                barrier.wait()
-                told = deepcopy(board)
-                barrier.wait()
-                return told
-
-        def one(rank: int) -> None:
-            try:
-                answers[rank] = work(Rank(rank, size))
-            except Exception as error:  # noqa: BLE001 - given back
-                answers[rank] = error
-                if not isinstance(error, RunError):
-                    barrier.abort()
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return answers
+from .threads import Threads
 
 
 class Net(nn.Module):
@@ -94,7 +59,7 @@ def test_a_fingerprint_is_the_weighted_sum_of_bits_for_any_shape_and_any_number_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against Python's own integers."""
-    monkeypatch.setattr("danlu.engine.guards.weights._TOGETHER", 7)
+    monkeypatch.setattr("danlu.engine.guards.weights._IN_CACHE", 7)
     weight = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
     weight[2, 3] = float("nan")
     for tensor in (weight, weight.t(), weight[:, 2:4], weight[:0], weight[0, 0]):

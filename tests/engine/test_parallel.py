@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -59,6 +64,34 @@ def runs_on_ranks(made: dict[str, Any], every: list[tuple[str, ...]]) -> list[tu
         found.append((parts.parallel.mode, rows, (before, after, texts), weights(parts)))
         parts.close()
     return found
+
+
+RINGS = {
+    "a ring of all ranks": (2, ("run.context_parallel=2", "run.pack_tokens=33")),
+    "two rings, packs of one or two samples": (
+        4,
+        ("run.context_parallel=2", "run.pack_tokens=17", "run.recompute=full"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RINGS)
+def test_ranks_that_share_rows_are_one_process(tmp_path: Path, case: str) -> None:
+    size, overrides = RINGS[case]
+    made = recipe(tmp_path, UNTIED)
+    found = run_ranks(runs_on_ranks, size, made, [(FLOOR, f"run.parallel={m}", *overrides) for m in ("ddp", "zero3")])
+    parts = experiment(made, FLOOR, "run.pack_tokens=33")
+    before, rows, after = (
+        parts.updater().measure(parts.held_out()),
+        train(parts),
+        parts.updater().measure(parts.held_out()),
+    )
+    for mode, rows_there, held_out, held in found[0]:
+        assert held_out[0] == pytest.approx(before, rel=1e-6), mode
+        for row, one in zip(rows_there, rows, strict=True):
+            assert row == pytest.approx(one, rel=1e-5), mode
+        assert held_out[1] == pytest.approx(after, rel=1e-5), mode
+        assert largest_difference(list(held.values()), list(weights(parts).values())) < TOLERANCE, mode
 
 
 @pytest.mark.parametrize(("size", "model"), [(2, GPT2), (3, UNTIED)], ids=["two", "three"])
@@ -208,6 +241,13 @@ def test_several_processes_for_a_run_of_one_are_refused(tmp_path: Path) -> None:
         choose("none", Ranks(0, 2), parts.policy, 1 << 30)
 
 
+def test_ranks_that_do_not_divide_into_rings_are_refused(tmp_path: Path) -> None:
+    parts = experiment(recipe(tmp_path))
+    for ranks in (Ranks(0, 3), ALONE):
+        with pytest.raises(RecipeError, match=rf"run.context_parallel is 2, and {ranks.size} processes"):
+            choose("auto", ranks, parts.policy, 1 << 30, ring=2)
+
+
 @pytest.mark.parametrize(("memory", "mode"), [(1 << 40, "ddp"), (1 << 10, "zero3")])
 def test_auto_keeps_the_model_whole_where_it_has_room(tmp_path: Path, memory: int, mode: Mode) -> None:
     parts = experiment(recipe(tmp_path))
@@ -229,6 +269,74 @@ def test_shares_are_whole_disjoint_and_about_as_dear(tmp_path: Path) -> None:
 def test_buckets_hold_each_parameter_once_and_fill_from_the_end(tmp_path: Path) -> None:
     parts = experiment(recipe(tmp_path))
     replicated = Replicated(Ranks(0, 2))
-    replicated.lay_out(parts.policy)
+    replicated.lay_out(parts.policy, torch.device("cpu"))
     held = [p for bucket in replicated._buckets for p in bucket]
     assert [id(p) for p in held] == [id(p) for p in parts.policy.parameters()][::-1]
+
+
+def test_ranks_of_a_machine_come_in_turn() -> None:
+    for spans in zip(*run_ranks(in_turn, 3), strict=True):
+        for (_, end), (begin, _) in itertools.pairwise(spans):
+            assert end <= begin
+
+
+def in_turn() -> list[tuple[float, float]]:
+    spans = []
+    for _ in range(2):
+        with launched().in_turn():
+            begin = time.monotonic()
+            time.sleep(0.05)
+            spans.append((begin, time.monotonic()))
+    return spans
+
+
+def test_models_too_large_to_be_there_twice_are_made_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(tmp_path, QWEN3)
+    assert set(run_ranks(made_with_little_room, 2, made)) == {"in turn"}
+
+
+def made_with_little_room(made: dict[str, Any]) -> str:
+    ranks = launched()
+    room = SimpleNamespace(available=1000, total=1 << 40)
+    with mock.patch("psutil.virtual_memory", return_value=room), mock.patch.object(Ranks, "in_turn") as turn:
+        turn.return_value = nullcontext()
+        assemble(load_recipe(made, ["run.parallel=zero3"]), ranks).close()
+        return "in turn" if turn.called else "at once"
+
+
+def test_gradients_travel_as_often_as_each_stage_needs(tmp_path: Path) -> None:
+    """Bytes a rank gives to be reduced in one update, as shares of the model's, by its number of packs."""
+    made = recipe(tmp_path, UNTIED)
+    made["data"]["step_samples"] = 12
+    (packs, sent), _ = run_ranks(bytes_sent, 2, made)
+    assert packs >= 3
+    once = pytest.approx(1.0, abs=0.05)
+    assert sent["ddp"] == once
+    assert sent["zero1"] == once
+    assert sent["zero2"] == sent["zero3"] == pytest.approx(packs, rel=0.05)
+
+
+def bytes_sent(made: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    sent, packs = {}, 0
+    for mode in MODES:
+        parts = assemble(load_recipe(made, [f"run.parallel={mode}"]), launched())
+        total = sum(p.numel() * p.element_size() for p in parts.policy.parameters())
+        one, given = parts.updater(), [0]
+
+        def counted(reduce: Any, which: int, given: list[int] = given) -> Any:
+            def call(*args: Any, **named: Any) -> Any:
+                tensor = named.get("input", args[which] if len(args) > which else None)
+                given[0] += tensor.numel() * tensor.element_size()
+                return reduce(*args, **named)
+
+            return call
+
+        packs = one.gradient(one.groups(source(parts).draw()), 0).packs // 2
+        with (
+            mock.patch.object(dist, "all_reduce", counted(dist.all_reduce, 0)),
+            mock.patch.object(dist, "reduce_scatter_single", counted(dist.reduce_scatter_single, 1)),
+        ):
+            one.gradient(one.groups(source(parts).draw()), 0)
+        sent[mode] = given[0] / total
+        parts.close()
+    return packs, sent

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import danlu
-from danlu.errors import CheckpointError, DataError, RunError
+from danlu.engine.record import Recorder
+from danlu.errors import CheckpointError, DataError, RecipeError, RunError
 
 from .runs import (
     GPT2,
@@ -22,6 +23,7 @@ from .runs import (
     assert_same_run,
     assert_same_tensors,
     checkpoints,
+    experiment,
     flip,
     lines,
     recipe,
@@ -265,8 +267,12 @@ def test_a_run_over_other_data_is_refused_with_nothing_lost(finished: Path) -> N
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished: Path) -> None:
-    with pytest.raises(CheckpointError, match="step 12 is of another model"):
+    with pytest.raises(RecipeError, match=r"has begun: model.num_hidden_layers \(2 -> 1\)\. Start a new run"):
         danlu.resume(finished, "model.num_hidden_layers=1")
+    parts = experiment(recipe(finished.parent, {**QWEN3, "num_hidden_layers": 1}))
+    loop = parts.loop(finished, Recorder(finished), lambda: None)
+    with pytest.raises(CheckpointError, match="another model"):
+        loop.restore()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

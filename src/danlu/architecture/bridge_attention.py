@@ -78,7 +78,7 @@ def attend(
     s_aux: Float[Tensor, " H"] | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 T H Kv"], None]:
-    """Attention among a pack's rows (and what memory keeps), with the arguments of the interface.
+    """Attention among a pack's rows (and to what memory has), with the arguments of the interface.
 
     Args:
         module: the layer's attention.
@@ -101,9 +101,8 @@ def attend(
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
-    if danlu_memory is not None:
-        k, v = danlu_memory.extend(module.layer_idx, k, v)  # type: ignore[arg-type]
     width = v.shape[-1]
+    backend = None if danlu_memory is None else danlu_memory.backend(module.layer_idx)  # type: ignore[arg-type]
     out = attention(
         q,
         k,
@@ -114,6 +113,7 @@ def attend(
         dropout=_dropout(module, danlu),
         softcap=softcap,
         sinks=s_aux,
+        backend=backend,
     )
     return out[None, ..., :width], None
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from danlu.engine import folders
 from danlu.engine.manifest import Entry, read_manifest, require_whole, sync, write_manifest
@@ -116,6 +116,18 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, in order."""
         return folders.all_steps(self.folder)
+
+    def peek(self, step: int | None = None) -> dict[str, Any]:
+        """What a checkpoint, the last by default, says beside its tensors; nothing where that cannot be read.
+
+        It is not compared with its checksum, which `open` does.
+        """
+        try:
+            wanted = self.steps()[-1] if step is None else step
+            told = json.loads((folders.of_step(self.folder, wanted) / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, IndexError):
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def load(self, step: int | None = None) -> Snapshot:
         """All of a checkpoint, the last by default, tensors whole; raises what `open` does."""

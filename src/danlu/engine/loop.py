@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,12 +13,13 @@ from torch import Tensor
 from danlu.contracts import Batch, Source
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
+from danlu.engine.guarding import Guards
 from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
 from danlu.engine.staging import Snapshot
 from danlu.engine.state import optimizer_slots, optimizer_tensors
-from danlu.engine.update import Updater, among
-from danlu.errors import CheckpointError, DanluError, RunError
+from danlu.engine.update import Updater
+from danlu.errors import CheckpointError, DanluError, DataError
 
 if TYPE_CHECKING:
     pass
@@ -77,6 +77,7 @@ class Loop:
         plan: how long, how often.
         checkpoints: where snapshots go.
         recorder: where measurements go.
+        guards: what watches it.
         continuations: prompts and what the model makes of them, asked at each measurement.
         stopping: asked after each update; a reason ends the run there.
         identity: what a checkpoint says of the run it belongs to.
@@ -90,76 +91,116 @@ class Loop:
     plan: Plan
     checkpoints: Checkpoints
     recorder: Recorder
+    guards: Guards
     continuations: Callable[[], Iterable[tuple[str, str]]]
     stopping: Callable[[], str | None]
     identity: Mapping[str, Any]
     progress: Progress = field(default_factory=Progress)
     _trained_on: Mapping[str, Any] = field(default_factory=dict)
+    _saved: int | None = None
 
     def run(self) -> str:
-        """Train to the end; say why it ended: "done", or what `stopping` said."""
+        """Train to the end; say why it ended: "done", "max_time", or what `stopping` said."""
         self.device.peak_flops(self.updater.policy.compute_dtype)
         self._trained_on = self.source.state_dict()
+        stop: str | None = None
         try:
-            if self.progress.measured < 0:
-                self._measure_start()
-            stop = None
-            while stop is None and not self._done:
-                stop = self._turn()
-                self._tell_of_checkpoints()
-                if self.checkpoints.fault() is not None:
-                    break
-            self.checkpoints.wait()
-            self._tell_of_checkpoints()
-        except DanluError:
-            self._save_what_was_learned()
+            with self.updater.parallel.ranks.lost():
+                self._begin()
+                while stop is None and not self._done:
+                    stop = self._turn()
+                    self._tell_of_checkpoints()
+                self._complete()
+        except DanluError as error:
+            self._save_what_was_learned(error)
             raise
-        if stop is None and self.plan.share(self.progress.step, self.source.epochs) < 1:
-            told = f"the data ended after {self.progress.step} updates, before the run was to"
-            self.recorder.event("warning", message=told)
+        if stop is None:
+            self.guards.ended(self.progress.step, self._share)
         return stop or "done"
+
+    def _begin(self) -> None:
+        kept = self.checkpoints.steps()
+        num_bytes = self._snapshot(best=False).num_bytes * (1 if self.updater.optimizer.state else _WITH_AVERAGES)
+        self.guards.begin(self.checkpoints.folder, num_bytes, self.plan.keep_checkpoints, len(kept))
+        if self.progress.measured < 0:
+            self._measure_start()
+
+    def _complete(self) -> None:
+        """Have a checkpoint of the last update on disk, which the samples skipped after it are left out of, too."""
+        if self.progress.step and self.progress.step not in (*self.checkpoints.steps(), self._saved):
+            self.save()
+        self.checkpoints.wait()
+        self._tell_of_checkpoints()
 
     def _turn(self) -> str | None:
         """One update and what follows it; a reason to stop, if there is one."""
         start = time.perf_counter()
-        row, stop = self._update(self.updater.groups(self.source.draw()), start)
+        groups = self.updater.groups(self.source.draw())
+        row, reports = self._update(groups, start)
         self._trained_on = self.source.state_dict()
+        if any(failed for _, failed in reports):
+            self.checkpoints.wait()
+        stop = next((reason for reason, _ in reports if reason is not None), None)
+        if row is not None:
+            stop = self._after_update(row, stop)
+        return stop
+
+    def _after_update(self, row: dict[str, Any], stop: str | None) -> str | None:
+        """Measure, write down and save what is due; whether to stop all the same."""
         try:
             done = self._done
         except DanluError:  # what comes next cannot be read; what was done is written down
             self.recorder.metrics(row)
             raise
-        stop = None if done else stop
         if done or self._due(self.plan.eval_every):
             row |= self._measure()
         self.recorder.metrics(row)
+        self.guards.taken(self.progress.step, self.source.epochs)
         if self.progress.measured == self.progress.step:
             self._continue_prompts()
+        begun = time.perf_counter()
         if done or stop is not None or self._due(self.plan.checkpoint_every):
             self.save()
-        return stop
+        self.guards.turned(self.progress.step, time.perf_counter() - begun)
+        return None if done else stop
 
-    def _save_what_was_learned(self) -> None:
-        """A checkpoint of the last update, where there is none; samples drawn since then are drawn again."""
+    def _save_what_was_learned(self, error: DanluError) -> None:
+        """A checkpoint of the last update, where there is none; samples drawn since then are drawn again.
+
+        Of several ranks only what all of them see alike, as a fault in the data, leaves them able to.
+        """
         with suppress(DanluError):  # the first fault is the one to tell
             self.checkpoints.close()
+            if self.updater.parallel.ranks.size > 1 and not isinstance(error, DataError):
+                return
             if self.progress.step and self.progress.step not in self.checkpoints.steps():
                 self.save()
                 self.checkpoints.wait()
             self._tell_of_checkpoints()
 
     def save(self) -> None:
-        """Begin to write a checkpoint."""
+        """Begin to write a checkpoint.
+
+        Raises:
+            RunError: when there is no room for it, or the one before could not be written.
+        """
+        progress, best = self.progress, self._is_best()
+        snapshot = self._snapshot(best=best)
+        self.guards.before_checkpoint(self.checkpoints.folder, snapshot.num_bytes)
+        self.checkpoints.save(snapshot, best=best, keep=self.plan.keep_checkpoints)
+        self._saved = progress.step
+
+    def _snapshot(self, *, best: bool) -> Snapshot:
         policy, progress = self.updater.policy, self.progress
-        best = self._is_best()
         if best:
             progress.best_step, progress.best_loss = progress.step, progress.measured_loss
         tensors: dict[str, dict[str, Tensor]] = {
             "model": dict(policy.named_parameters()),
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
-        state = {"progress": asdict(progress), "source": self._trained_on or self.source.state_dict(), **self.identity}
-        self.checkpoints.save(Snapshot(progress.step, tensors, state), best=best, keep=self.plan.keep_checkpoints)
+        source = self._trained_on or self.source.state_dict()
+        state = {"progress": asdict(progress), "source": source, "guards": self.guards.state_dict(), **self.identity}
+        return Snapshot(progress.step, tensors, state)
 
     def _tell_of_checkpoints(self) -> None:
         for done in self.checkpoints.finished():
@@ -171,6 +212,18 @@ class Loop:
         Raises:
             CheckpointError: when it is of another model, or does not hold what is needed.
         """
+        saved = self._load(step)
+        try:
+            self.source.load_state_dict(saved.state["source"])
+            self.guards.load_state_dict(saved.state["guards"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the state of step {saved.step} is incomplete", where=self.checkpoints.folder
+            ) from error
+        return saved.step
+
+    def _load(self, step: int | None) -> Saved:
+        """Weights, averages and progress of a checkpoint, and what else it holds."""
         saved = self.checkpoints.open(step)
         policy = self.updater.policy
         saved.read_into("model", dict(policy.named_parameters()))
@@ -178,14 +231,24 @@ class Loop:
         saved.read_into("optimizer", slots)
         try:
             self.progress = Progress(**saved.state["progress"])
-            self.source.load_state_dict(saved.state["source"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the state of step {saved.step} is incomplete", where=self.checkpoints.folder
             ) from error
         if self.progress.best_step not in self.checkpoints.steps():  # removed for a later one, which is undone now
             self.progress.best_step, self.progress.best_loss = None, None
-        return saved.step
+        return saved
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, and on from there with the samples that come next."""
+        self.checkpoints.wait()
+        self._tell_of_checkpoints()
+        if not self.checkpoints.steps() or self.checkpoints.steps()[-1] == self.progress.step:
+            return
+        before = self.progress.step
+        step = self._load(None).step
+        self.updater.parallel.ranks.lead(lambda: self.recorder.cut_back(step))
+        self.recorder.event("rolled back", step=step, undone=before - step)
 
     def _is_best(self) -> bool:
         """Whether what is saved now has the least held-out loss of all that was saved."""
@@ -195,30 +258,40 @@ class Loop:
         return progress.best_loss is None or progress.measured_loss < progress.best_loss
 
     @property
+    def _share(self) -> float:
+        return self.plan.share(self.progress.step, self.source.epochs)
+
+    @property
     def _done(self) -> bool:
-        return self.plan.share(self.progress.step, self.source.epochs) >= 1 or self.source.exhausted
+        return self._share >= 1 or self.source.exhausted
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
-    def _update(self, groups: Sequence[Batch], start: float) -> tuple[dict[str, Any], str | None]:
-        """One update by what was just drawn; what was measured of it, and a reason to stop that some rank has."""
-        updater, progress = self.updater, self.progress
-        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(progress.step + 1, self.source.epochs)))
-        measured = updater.gradient(groups, progress.step, self.stopping)
+    def _report(self) -> tuple[str | None, bool]:
+        """What this rank has to say to the others at each update: a reason to stop; that a checkpoint failed."""
+        return self.stopping() or ("max_time" if self.guards.clock.over() else None), bool(self.checkpoints.fault())
+
+    def _update(self, groups: Sequence[Batch], start: float) -> tuple[dict[str, Any] | None, Sequence[Any]]:
+        """One update by what was just drawn: what was measured of it, if it was taken; and what the ranks report."""
+        updater, progress, step = self.updater, self.progress, self.progress.step + 1
+        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, self.source.epochs)))
+        measured = updater.gradient(groups, progress.step, self._report)
         norm = updater.clip()
-        if not (math.isfinite(measured.metrics["loss"]) and math.isfinite(norm)):
-            raise _exploded(progress.step + 1, measured.metrics["loss"], norm, groups)
+        verdict = self.guards.judge(step, measured, norm, groups)
+        if verdict != "take":
+            if verdict == "rollback":
+                self._roll_back()
+            return None, measured.told
         updater.move(lr)
         self.device.synchronize()
         seconds = time.perf_counter() - start
-        progress.step += 1
+        progress.step = step
         progress.samples += measured.samples
         progress.tokens += measured.tokens
-        ranks = updater.parallel.ranks
-        peak = self.device.peak_flops(updater.policy.compute_dtype) * ranks.size
+        peak = self.device.peak_flops(updater.policy.compute_dtype) * updater.parallel.ranks.size
         row = {
-            "step": progress.step,
+            "step": step,
             **measured.metrics,
             "tokens": measured.tokens,
             "samples": measured.samples,
@@ -232,7 +305,7 @@ class Loop:
             "packing_efficiency": measured.tokens / (measured.packs * updater.pack_tokens),
             "total_tokens": progress.tokens,
         }
-        return row, next((reason for reason in measured.told if reason is not None), None)
+        return row, measured.told
 
     def _measure(self) -> dict[str, float]:
         """The metrics on held-out data, each name with "held_out_" before it."""
@@ -251,8 +324,5 @@ class Loop:
             self.recorder.event("sample", step=self.progress.step, prompt=prompt, text=text)
 
 
-def _exploded(step: int, loss: float, norm: float, groups: Sequence[Batch]) -> RunError:
-    return RunError(
-        f"step {step} has loss {loss} and gradient norm {norm}, on samples {among(groups)}; no weight was changed",
-        do="Lower optimizer.lr, or look at these samples; the last checkpoint is whole.",
-    )
+_WITH_AVERAGES = 3
+"""How many times as large as the weights a checkpoint is, before the optimiser has made its averages."""

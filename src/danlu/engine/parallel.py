@@ -19,13 +19,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from danlu.contracts import SequenceModel
 from danlu.engine.ranks import ALONE, Ranks
@@ -46,15 +47,39 @@ class Parallel:
 
     Args:
         ranks: the processes.
+        ring: so many neighbouring ranks share the rows of each pack (`danlu.engine.context`); divides their number.
     """
 
     mode: Mode = "none"
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks = ALONE, ring: int = 1) -> None:
+        self.ranks, self.ring = ranks, ring
+        self._rings: dict[str, SequenceModel] = {}
 
-    def lay_out(self, model: SequenceModel) -> None:
-        """Put a model that is whole and on its device the way it is to lie; before its optimiser is made."""
+    @property
+    def shares(self) -> int:
+        """How many shares the samples of an update are dealt out in."""
+        return self.ranks.size // self.ring
+
+    @property
+    def share(self) -> int:
+        """Which of them is this rank's, and its ring's."""
+        return self.ranks.rank // self.ring
+
+    def asked(self, models: Mapping[str, SequenceModel]) -> Mapping[str, SequenceModel]:
+        """Models as a method asks them: each rank of a ring is given whole packs and answers for its rows of them."""
+        if self.ring == 1:
+            return models
+        if not self._rings:
+            from danlu.engine.context import ringed  # brings the compiler, most of a second
+
+            around = ringed(self.ranks, self.ring)
+            self._rings = {role: around(model) for role, model in models.items()}
+        return self._rings
+
+    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+        """Put a model that is whole, on the host, the way it is to lie on a device; before its optimiser is made."""
+        model.to(device)
 
     def begin_pack(self, model: nn.Module, *, last: bool) -> None:
         """Say what is to become of gathered weights and of the gradient in the pack that comes next."""
@@ -86,16 +111,17 @@ class Replicated(Parallel):
 
     mode: Mode = "ddp"
 
-    def __init__(self, ranks: Ranks) -> None:
-        super().__init__(ranks)
+    def __init__(self, ranks: Ranks, ring: int = 1) -> None:
+        super().__init__(ranks, ring)
         self._buckets: list[list[nn.Parameter]] = []
         self._place: dict[nn.Parameter, int] = {}
         self._missing: list[int] = []
         self._sent: list[tuple[Tensor, Any]] = []
         self._last = False
 
-    def lay_out(self, model: SequenceModel) -> None:
+    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
         """See `Parallel`."""
+        super().lay_out(model, device)
         self._buckets = list(_buckets([p for p in model.parameters() if p.requires_grad][::-1]))
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket:
@@ -140,26 +166,29 @@ class Sharded(Parallel):
 
     Args:
         ranks: the processes.
+        ring: see `Parallel`.
         stage: 1 shares out the optimiser's averages, 2 gradients too, 3 weights too.
     """
 
-    def __init__(self, ranks: Ranks, stage: Literal[1, 2, 3]) -> None:
-        super().__init__(ranks)
+    def __init__(self, ranks: Ranks, ring: int = 1, *, stage: Literal[1, 2, 3]) -> None:
+        super().__init__(ranks, ring)
         modes: dict[int, Mode] = {1: "zero1", 2: "zero2", 3: "zero3"}
         self.stage, self.mode = stage, modes[stage]
 
-    def lay_out(self, model: SequenceModel) -> None:
-        """See `Parallel`."""
+    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+        """See `Parallel`; a block at a time is whole on the device."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # half a second, which only those who shard should pay
 
-        mesh = init_device_mesh(next(model.parameters()).device.type, (self.ranks.size,))
+        mesh = init_device_mesh(device.type, (self.ranks.size,))
         for part in model.modules():
             if isinstance(part, nn.Embedding):
                 part.sparse = False  # its gradient is scattered as it is
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=self.stage == 3)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for part in (*model.blocks, model):
+            part.register_forward_hook(_without_views)
+            fully_shard(part, mesh=mesh, reshard_after_forward=self.stage == 3 and part is not model)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
         for part in _sharded(model):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
@@ -199,7 +228,7 @@ class Sharded(Parallel):
         return squares.sqrt()
 
 
-def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) -> Parallel:
+def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *, ring: int = 1) -> Parallel:
     """What a recipe's mode comes to; one process is `none` whatever it says.
 
     Args:
@@ -207,10 +236,16 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) ->
         ranks: the processes.
         model: not yet laid out.
         memory_bytes: a rank's.
+        ring: ranks that share the rows of a pack.
 
     Raises:
-        RecipeError: when several processes were started for a run of one.
+        RecipeError: when the processes that were started do not fit.
     """
+    if ranks.size % ring:
+        raise RecipeError(
+            f"run.context_parallel is {ring}, and {ranks.size} processes do not divide by it",
+            do=f"Start a multiple of {ring}: torchrun --nproc-per-node {ring} -m danlu ...",
+        )
     if ranks.size == 1:
         return Parallel(ranks)
     if mode == "none":
@@ -222,15 +257,20 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int) ->
         needed = _BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
         mode = "ddp" if needed <= _ROOMY * memory_bytes else "zero3"
     if mode == "ddp":
-        return Replicated(ranks)
+        return Replicated(ranks, ring)
     stages: dict[Mode, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
-    return Sharded(ranks, stages[mode])
+    return Sharded(ranks, ring, stage=stages[mode])
 
 
 def _sharded(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+def _without_views(_: nn.Module, __: Any, output: Any) -> Any:
+    """What a part gives, none of it a view: changed in place, a view would lose FSDP's place in the backward pass."""
+    return tree_map_only(Tensor, lambda given: given.clone() if given._is_view() else given, output)
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=15)
 """How long a rank waits for the others."""
+_BETWEEN = re.compile(r"gloo|nccl|peer|connect|socket|timed out|timeout|process group", re.IGNORECASE)
+"""What errors are about that arise between ranks."""
 _ROOM = 4096
 """Bytes of what ranks usually tell each other; more takes a second round."""
 
@@ -129,6 +132,18 @@ class Ranks:
             if not self.local_rank:
                 self.wait()
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Within, the ranks of a machine come one after another: what each needs for a moment is there once."""
+        turns = max(self.gather(self.local_size))
+        for _ in range(self.local_rank):
+            self.wait()
+        try:
+            yield
+        finally:
+            for _ in range(turns - self.local_rank):
+                self.wait()
+
     def _exchange(self, told: bytes) -> Sequence[bytes]:
         mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
         all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
@@ -141,11 +156,27 @@ class Ranks:
         try:
             yield
         except (RuntimeError, dist.DistError) as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or _BETWEEN.search(str(error))):
+                raise
             reason = str(error).splitlines()[0][:200]
             raise RunError(
                 f"rank {self.rank} lost the others: {reason}",
                 do="See which rank ended first, and why; the last checkpoint is whole.",
             ) from error
+
+
+def _store(ranks: Ranks) -> dist.Store | None:
+    """Where ranks find each other; None is the usual place.
+
+    The store of `torchrun` outlives an attempt, and what a lost rank left there must not be taken for the next one's.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, ranks.size, is_master=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"danlu-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
 
 
 def _nothing() -> Any:
@@ -193,8 +224,8 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
     try:
-        dist.init_process_group(backend, timeout=_PATIENCE)
-    except (RuntimeError, ValueError, dist.DistError) as error:
+        dist.init_process_group(backend, store=_store(ranks), rank=ranks.rank, world_size=ranks.size, timeout=_PATIENCE)
+    except (RuntimeError, ValueError, KeyError, dist.DistError) as error:
         reason = str(error).splitlines()[0][:200]
         raise RunError(f"rank {ranks.rank} could not join the others: {reason}", do="Start with torchrun.") from error
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from danlu.contracts import Batch, Method, SequenceModel
 from danlu.data import deal, pack
+from danlu.engine.guards.words import listed
 from danlu.engine.parallel import Parallel
 from danlu.errors import RunError
 from danlu.random import fold, token_keys
@@ -72,10 +73,9 @@ class Updater:
 
     def groups(self, samples: Sequence[Any]) -> list[Batch]:
         """This rank's share of some samples as groups: shares cost about the same."""
-        ranks = self.parallel.ranks
-        if ranks.size > 1:
-            shares = deal([self.method.size(sample) for sample in samples], ranks.size)
-            samples = [samples[i] for i in shares[ranks.rank]]
+        if self.parallel.shares > 1:
+            shares = deal([self.method.size(sample) for sample in samples], self.parallel.shares)
+            samples = [samples[i] for i in shares[self.parallel.share]]
         return [self.method.group(sample) for sample in samples]
 
     def gradient(self, groups: Sequence[Batch], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
@@ -92,12 +92,13 @@ class Updater:
         packs = self._packed(groups)
         agreed = self._agree(groups, len(packs))
         counts, key = agreed.counts, fold(self.seed, step)
+        models = self.parallel.asked(self.models)
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums, flops = _Sums(), 0
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
-            outcome = self.method.loss(self.models, _keyed(batch, key))
+            outcome = self.method.loss(models, keyed(batch, key))
             if empty := [name for name in outcome.losses if not counts[name]]:
                 raise _nothing_to_learn(step + 1, empty[0], groups)
             loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
@@ -112,7 +113,7 @@ class Updater:
             samples=agreed.samples,
             tokens=agreed.tokens,
             packs=agreed.packs,
-            flops=sum(flops for _, flops, _ in reports),
+            flops=sum(flops for _, flops, _ in reports[:: self.parallel.ring]),
             told=[told for _, _, told in reports],
         )
 
@@ -135,15 +136,16 @@ class Updater:
     @torch.no_grad()
     def measure(self, samples: Iterable[Any]) -> dict[str, float]:
         """The loss and the method's metrics over all these samples, nothing random and nothing moved."""
+        models = self.parallel.asked(self.models)
         self.policy.eval()
         sums, counts = _Sums(), Counter[str]()
         waiting = iter(samples)
-        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.ranks.size)):
+        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.shares)):
             groups = self.groups(some)
             packs = self._packed(groups)
             agreed = self._agree(groups, len(packs))
             for batch in self._turns(packs, groups, agreed.rounds):
-                outcome = self.method.loss(self.models, batch)
+                outcome = self.method.loss(models, batch)
                 sums.add({**outcome.metrics, **{f"loss.{name}": value for name, value in outcome.losses.items()}})
             counts += agreed.counts
         self.parallel.settle(self.policy)
@@ -164,7 +166,7 @@ class Updater:
     def _agree(self, groups: Sequence[Batch], packs: int) -> _Agreed:
         """What all ranks are about to do."""
         mine = [dict(_sum(map(self.method.counts, groups))), packs, *_size(groups)]
-        told = self.parallel.ranks.gather(mine)
+        told = self.parallel.ranks.gather(mine)[:: self.parallel.ring]  # the ranks of a ring have the same
         counts, each, samples, tokens = zip(*told, strict=True)
         return _Agreed(_sum(counts), max(each), sum(each), sum(samples), sum(tokens))
 
@@ -192,15 +194,14 @@ def _size(groups: Sequence[Batch]) -> tuple[int, int]:
 
 def _nothing_to_learn(step: int, term: str, groups: Sequence[Batch]) -> RunError:
     return RunError(
-        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {among(groups)}",
+        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {listed(places(groups))}",
         do="Look at them with `danlu check`: every target of theirs is masked.",
     )
 
 
-def among(groups: Sequence[Batch]) -> str:
-    """Where some groups come from, the first few by name."""
-    origins = [place for group in groups for place in group.origin]
-    return ", ".join(origins[:3]) + (f" and {len(origins) - 3} more" if len(origins) > 3 else "")
+def places(groups: Sequence[Batch]) -> list[str]:
+    """Where some groups come from."""
+    return [place for group in groups for place in group.origin]
 
 
 _MEASURED_TOGETHER = 1024
@@ -237,7 +238,7 @@ def _sum(each: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return total
 
 
-def _keyed(batch: Batch, key: int) -> Batch:
+def keyed(batch: Batch, key: int) -> Batch:
     """The batch with a random key for every row."""
     packed = batch.packed
     keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from danlu.packed import ROOT, Packed
+from danlu.parts.attention import AttentionDropout, Backend, attention
 from danlu.sight import Sight
 
 FEWEST_ROWS = 64
@@ -80,7 +82,7 @@ class Cache:
     def sight(self, packed: Packed) -> Sight:
         """Who sees whom when these rows attend to what is kept of their sequences and to themselves.
 
-        From here on the rows count as kept; every layer's `extend` has to follow.
+        From here on the rows count as kept; every layer has to attend next.
 
         Raises:
             ValueError: when a segment continues another, or two belong to one sample.
@@ -124,10 +126,31 @@ class Cache:
                 self._slots[sample] = _Slot(self._free.pop())
         return [self._slots[sample] for sample in samples]
 
-    def extend(
-        self, layer: int, keys: Float[Tensor, "T G K"], values: Float[Tensor, "T G K"]
-    ) -> tuple[Float[Tensor, "Tk G K"], Float[Tensor, "Tk G K"]]:
-        """Write a layer's keys and values of these rows; give all slots', in place."""
+    def backend(self, layer: int) -> Backend:
+        """How a layer attends: its rows' keys and values are kept, then all slots' are attended to, in place."""
+        return partial(self._attend, layer)
+
+    def _attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sight: Sight,
+        *,
+        window: int | None,
+        scale: float,
+        dropout: AttentionDropout | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        keys, values = self._extend(layer, k, v)
+        return attention(
+            q, keys, values, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks
+        )
+
+    def _extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's keys and values of these rows, ``[T, G, K]``; give all slots', ``[Tk, G, K]``."""
         kept = self._layers.get(layer)
         if kept is None or kept.keys.shape[:2] != (self._write.num_slots, self._write.num_rows):
             before = (None, None) if kept is None else (kept.keys, kept.values)

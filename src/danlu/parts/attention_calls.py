@@ -72,7 +72,7 @@ class Merged:
         once = bool((calls_of_row == 1).all())
         self.complete = once and window == NO_WINDOW and sinks is None
         self.values = q.new_empty(q.shape) if self.complete else q.new_zeros(q.shape, dtype=precise(q))
-        self.lse = torch.full((q.shape[1], len(q)), -math.inf, dtype=precise(q))
+        self.lse = q.new_full((q.shape[1], len(q)), -math.inf, dtype=precise(q))
         if sinks is not None:
             self.lse.copy_(sinks[:, None])
 

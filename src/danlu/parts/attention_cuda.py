@@ -167,24 +167,45 @@ def attend_flex(
     """
     if mask is None:
         return q * 0
+    wanted: dict[str, Any] = {"scale": scale, "softcap": softcap, "kernel": kernel}
+    out, lse = flex_part(q, k, v, mask, dropout=dropout, with_lse=sinks is not None, **wanted)
+    if sinks is None:
+        return out.to(q.dtype)
+    return (out * (lse - sinks[:, None]).sigmoid().t()[..., None]).to(q.dtype)
+
+
+def flex_part(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float,
+    dropout: AttentionDropout | None,
+    softcap: float | None = None,
+    with_lse: bool = True,
+    kernel: Callable[..., Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attend_flex` without sinks, and each row's log-sum-exp ``[H, Tq]``, empty unless asked for.
+
+    Both are differentiable. Values that were put together from several passes are not rounded to the precision of q.
+    """
     kernel, short = kernel or _compiled_flex(), max(_NARROWEST_HEAD - q.shape[-1], 0)
     heads = [F.pad(x, (0, short)).transpose(0, 1)[None] for x in (q, k, v)]
     cap = None if softcap is None else capping(softcap, q.device)
     settings = {"block_mask": mask, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1], "score_mod": cap}
-    if dropout is None and sinks is None:
-        out = kernel(*heads, **settings)
+    if dropout is None and not with_lse:
+        out, lse = kernel(*heads, **settings), q.new_empty(1, 0)
     else:
         lse_too = AuxRequest(lse=True)
         out, whole = kernel(*heads, return_aux=lse_too, **settings)
-        share = torch.ones_like(whole.lse) if sinks is None else (whole.lse - sinks[:, None]).sigmoid()
+        lse = whole.lse
         if dropout is not None:
             settings["score_mod"] = dropping(dropout, q.shape[1], cap)
             out, kept = kernel(*heads, return_aux=lse_too, **settings)
-            left = torch.where(kept.lse.isneginf(), -math.inf, kept.lse - whole.lse).exp()
-            share = share * left / (1 - dropout.p)
-        out = (out * share[..., None]).to(q.dtype)
-    attended: Tensor = out[0].transpose(0, 1)[..., : q.shape[-1]]
-    return attended
+            left = torch.where(kept.lse.isneginf(), -math.inf, kept.lse - lse).exp()
+            out = out * (left / (1 - dropout.p))[..., None]
+    return out[0].transpose(0, 1)[..., : q.shape[-1]], lse[0]
 
 
 @functools.cache
@@ -276,6 +297,11 @@ def _ordered(blocks: Bool[Tensor, "Bq Bk"]) -> tuple[Int[Tensor, "1 1 Bq"], Int[
     """For each query block how many key blocks there are, and which, those first."""
     which = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], which.to(torch.int32)[None, None]
+
+
+def planned_mask(sight: Sight, window: int | None) -> BlockMask | None:
+    """`block_mask`, made once for a sight though every layer asks."""
+    return _Plan.of(sight).block_mask(sight, window)
 
 
 class _Plan:

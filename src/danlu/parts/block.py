@@ -59,10 +59,9 @@ def attend(
     memory: Memory | None = None,
     layer: int = 0,
 ) -> Float[Tensor, "T H*K"]:
-    """Attention among a pack's rows (and what memory keeps), heads side by side in the result."""
-    if memory is not None:
-        k, v = memory.extend(layer, k, v)
+    """Attention among a pack's rows (and to what memory has), heads side by side in the result."""
     dropped = None
     if given.keys is not None and dropout.p > 0:
         dropped = AttentionDropout(dropout.p, given.keys, given.keys, dropout.place)
-    return attention(q, k, v, given.sight, window=window, dropout=dropped).flatten(1)
+    backend = None if memory is None else memory.backend(layer)
+    return attention(q, k, v, given.sight, window=window, dropout=dropped, backend=backend).flatten(1)

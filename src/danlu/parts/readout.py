@@ -7,12 +7,15 @@ weights are whole) and only for the rows that are asked for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from danlu.errors import UnsupportedError
 from danlu.packed import Targets
 from danlu.parts.cross_entropy import CrossEntropy, cross_entropy, log_probs
 
@@ -47,6 +50,15 @@ class Readout(ABC):
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Any:
         """The answer."""
 
+    def within(self, runs: Sequence[tuple[int, int]]) -> Readout:
+        """The same of a pack that holds only these runs ``start:stop`` of the rows, in order, with others elsewhere.
+
+        Raises:
+            UnsupportedError: when the answers of several such packs do not add up to that of the whole.
+        """
+        what = f"{type(self).__name__} has no answer that adds up over ranks which hold some rows each"
+        raise UnsupportedError(what, do="Ask one rank that holds the whole pack.")
+
 
 @dataclass(frozen=True)
 class Likelihood(Readout):
@@ -61,6 +73,12 @@ class Likelihood(Readout):
     targets: Targets
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+
+    def within(self, runs: Sequence[tuple[int, int]]) -> Likelihood:
+        """The targets of these rows; sums over them add up to the whole."""
+        starts = [0, *accumulate(stop - start for start, stop in runs)]
+        parts = [self.targets.within(start, stop) for start, stop in runs]
+        return replace(self, targets=Targets.join(parts, starts[:-1]))
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> CrossEntropy:
         """The sums."""

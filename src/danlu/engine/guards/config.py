@@ -10,7 +10,7 @@ from danlu.config import Config
 
 NonFinite: TypeAlias = Literal["stop", "skip", "rollback"]
 """What becomes of an update whose loss or gradient is not finite."""
-SpikePolicy: TypeAlias = Literal["off", "warn", "skip", "rollback"]
+SpikePolicy: TypeAlias = Literal["ignore", "warn", "skip", "rollback"]
 """What becomes of an update whose loss is far above what is usual."""
 
 
@@ -21,8 +21,8 @@ class GuardConfig(Config):
     """An update whose loss or gradient is not finite never moves a weight: `stop` ends the run with the sample and the
     layer named, `skip` goes on with the next samples, `rollback` does so from the last checkpoint."""
     spike: SpikePolicy = "warn"
-    """A loss far above what is usual: `off`, `warn`, `skip` the update, or `rollback` to the last checkpoint and leave
-    these samples out."""
+    """A loss far above what is usual: `ignore` it, `warn`, `skip` the update, or `rollback` to the last checkpoint and
+    leave these samples out."""
     spike_window: int = Field(128, ge=16)
     """The last so many losses tell what is usual."""
     spike_threshold: float = Field(8.0, gt=0)

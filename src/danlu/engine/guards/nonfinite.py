@@ -22,7 +22,7 @@ from danlu.engine.guards.watch import finite, watching
 from danlu.engine.guards.weights import local
 from danlu.engine.guards.words import listed
 from danlu.engine.ranks import ALONE, Ranks
-from danlu.engine.update import _keyed
+from danlu.engine.update import keyed
 from danlu.parts.compiled import is_compiling
 from danlu.random import fold
 
@@ -104,15 +104,16 @@ class Trace:
     def _place(self) -> str:
         named = f"'{self.layer}'" if self.layer else "the model's head"
         texts: dict[Way | None, str] = {
-            None: "",
-            "targets": "; the weights of its targets are not finite",
-            "output": f"; the first output that is not finite is that of {named}",
-            "loss": "; every layer's output is finite, and the loss is not",
-            "backward": f"; the gradient stops being finite on its way back through {named}",
-            "gradient": f"; the first gradient that is not finite is that of the output of {named}",
-            "parameter": f"; the gradient of parameter {named} is not finite, or too long for its norm to be",
+            None: "no layer shows it when each is computed for itself",
+            "targets": "the weights of the targets are not finite",
+            "output": f"the first output that is not finite is that of {named}",
+            "loss": "every layer's output is finite, and the loss is not",
+            "backward": f"the gradient stops being finite on its way back through {named}",
+            "gradient": f"the first gradient that is not finite is that of the output of {named}",
+            "parameter": f"the gradient of parameter {named} is not finite, or too long for its norm to be",
         }
-        return texts[self.way]
+        several = self.cause == "samples" and len(self.samples) > 1
+        return f"; {'of the first of them, ' if several else ''}{texts[self.way]}"
 
 
 def trace_nonfinite(learner: Learner, groups: Sequence[Batch], step: int, ranks: Ranks = ALONE) -> Trace:
@@ -140,6 +141,9 @@ class _Tracer:
     def trace(self) -> Trace:
         if (name := self._first(self._bad_parameter())) is not None:
             return Trace(self._step + 1, "parameter", way="parameter", layer=name)
+        weighed = [n for n, group in enumerate(self._groups) if not finite(group.targets.weights)]
+        if any(self._ranks.gather(bool(weighed))):  # then so is what every sample's loss is divided by
+            return self._trace("samples", weighed, "targets", None)
         self._policy.train()
         try:
             return self._search()
@@ -200,8 +204,6 @@ class _Tracer:
         self._clear()
         with _uncompiled(), watching(self._learner.models) as watch:
             loss = self._pass(members)
-        if not all(finite(self._groups[member].targets.weights) for member in members):
-            return "targets", None
         if watch.output is not None:
             return "output", watch.output
         if not finite(loss):
@@ -216,7 +218,7 @@ class _Tracer:
     def _pass(self, members: Sequence[int]) -> Tensor:
         """The loss of some groups as one pack, its gradient added to what is there."""
         learner = self._learner
-        batch = _keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
+        batch = keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
         outcome = learner.method.loss(learner.models, batch)
         loss = torch.stack([value / self._counts[name] for name, value in outcome.losses.items()]).sum()
         loss.backward()

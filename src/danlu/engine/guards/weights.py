@@ -18,8 +18,8 @@ from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError, UnsupportedError
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_TOGETHER = 1 << 22
-"""Elements that are widened to 64 bits at a time."""
+_IN_CACHE, _AT_ONCE = 1 << 18, 1 << 24
+"""Elements that are widened to 64 bits at a time, on a CPU and elsewhere."""
 
 
 def trainable(model: nn.Module) -> int:
@@ -57,10 +57,11 @@ def local(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _fingerprint(parameter: Tensor) -> Tensor:
     bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
-    places = torch.arange(1, 2 * min(len(bits), _TOGETHER) + 1, 2, device=bits.device)
+    size = _IN_CACHE if bits.device.type == "cpu" else _AT_ONCE
+    places = torch.arange(1, 2 * min(len(bits), size) + 1, 2, device=bits.device)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for number, part in enumerate(bits.split(_TOGETHER)):
-        total += ((places[: len(part)] + 2 * number * _TOGETHER) * part).sum()
+    for number, part in enumerate(bits.split(size)):
+        total += ((places[: len(part)] + 2 * number * size) * part).sum()
     return total
 
 
