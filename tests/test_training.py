@@ -69,8 +69,9 @@ def test_what_exists_is_not_touched(tmp_path: Path, existing: str) -> None:
         out.mkdir()
         (out / "precious").write_text("")
     before = tree(tmp_path)
+    hint = "Go on with it by: danlu resume" if existing == "a run" else "There is no checkpoint in it to go on from"
     for start in (training.train, training.dry_run):
-        with pytest.raises(RunError, match="the run directory exists. Go on with it by: danlu resume"):
+        with pytest.raises(RunError, match=f"the run directory exists. {hint}"):
             start(made)
     assert tree(tmp_path) == before
 

@@ -28,7 +28,7 @@ from danlu.engine.guards.repeats import Repeats
 from danlu.engine.guards.weights import trainable
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel, choose
-from danlu.engine.ranks import ALONE, Ranks
+from danlu.engine.ranks import ALONE, Ranks, launch_began
 from danlu.engine.recompute import recompute
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
@@ -58,7 +58,7 @@ class Experiment:
         source: what samples are drawn from.
         policy: the model that is trained.
         parallel: how it lies over ranks.
-        began: when it was begun to be made, by `time.monotonic`.
+        began: when it was begun to be made, or its launch by `torchrun` was, by `time.monotonic`.
     """
 
     recipe: Recipe
@@ -175,6 +175,7 @@ class Experiment:
 
     def export(self, directory: Path) -> None:
         """Write the model and its tokenizer in hub format; all ranks help, the first one writes."""
+        self.ranks.wait()  # where a fault of one is told, before they rely on each other
         weights = self.parallel.gathered(self.policy)
         self.ranks.lead(lambda: self._write(directory, weights))
 
@@ -227,16 +228,18 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedError: for what cannot be made.
     """
-    began = time.monotonic()
+    began = time.monotonic() - (time.time() - launch_began())
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
     with ranks.one_by_one():
         data = build_data(_own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe))
     with _closed_on_fault(data):
         source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
-        source.exhausted  # noqa: B018 - reads what comes first, so that its faults are told before anything is written
-        recipe = _resolved(recipe, data)
-        with nullcontext() if _fits_whole(recipe, ranks) else ranks.in_turn():
+        with ranks.together():
+            source.exhausted  # noqa: B018 - reads what comes first, whose faults are told before anything is written
+            recipe = _resolved(recipe, data)
+            roomy = _fits_whole(recipe, ranks)
+        with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
             policy = _model(recipe)
             _check_fit(recipe, policy.config, data)
             trainable(policy)

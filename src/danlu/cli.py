@@ -28,6 +28,10 @@ _QUARANTINE = typer.Option(metavar="DIR", help="Set rows aside there that cannot
 _RUN = typer.Argument(metavar="RUN", help="A run's directory.")
 
 
+_OUT_OF_TIME = 124
+"""The status of a command that timeout(1) ended."""
+
+
 @app.command()
 def train(
     recipe: Annotated[str, _RECIPE],
@@ -68,7 +72,7 @@ def resume(
 
 
 def _finish(run: object) -> None:
-    """Say what came of a run; a run that was interrupted ends with the status of its signal."""
+    """Say what came of a run; one that a signal ended has its status, and one whose time was up that of timeout(1)."""
     import signal
 
     from danlu import console, training
@@ -77,7 +81,7 @@ def _finish(run: object) -> None:
     if os.environ.get("RANK", "0") == "0":
         console.show_result(run)
     if run.reason != "done":
-        raise typer.Exit(128 + signal.Signals[run.reason])
+        raise typer.Exit(_OUT_OF_TIME if run.reason == "max_time" else 128 + signal.Signals[run.reason])
 
 
 @app.command()

@@ -119,7 +119,8 @@ def show_result(run: Run) -> None:
     if not sys.stdout.isatty():
         sample = samples[-1]["prompt"] + samples[-1]["text"] if samples else None
         result = {"run": str(run.path), "reason": run.reason, **run.metrics, "sample": sample, "report": str(report)}
-        print(json_line(result))
+        way_on = {} if run.reason == "done" else {"go_on": f"danlu resume {run.path}"}
+        print(json_line({**result, **way_on}))
         return
     rich = Rich()
     if samples:
@@ -134,7 +135,8 @@ def show_result(run: Run) -> None:
         if run.metrics.get(name) is not None:
             rich.print(f"held-out {words}: [bold]{run.metrics[name]:.4f}[/]")
     if run.reason != "done":
-        rich.print(f"stopped by {run.reason}; go on by: danlu resume {run.path}")
+        ended = "its time is up" if run.reason == "max_time" else f"stopped by {run.reason}"
+        rich.print(f"{ended}; go on by: danlu resume {run.path}")
     elif (run.path / "final").exists():
         rich.print(f"model: {run.path / 'final'}")
     rich.print(f"report: {report}", soft_wrap=True)

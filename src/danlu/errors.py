@@ -67,6 +67,11 @@ class RunError(DanluError):
     """A run that had to stop."""
 
 
+def name_of(error: DanluError) -> str:
+    """The name of the class of this tree that an error is of, for another process."""
+    return next(kind.__name__ for kind in type(error).__mro__ if DanluError in (kind, *kind.__bases__))
+
+
 def error_named(name: str) -> type[DanluError]:
     """The class of this tree that has a name, as another process told it."""
     return next((kind for kind in DanluError.__subclasses__() if kind.__name__ == name), DanluError)

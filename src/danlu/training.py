@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -18,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from safetensors import SafetensorError
 
@@ -27,7 +25,7 @@ from danlu.checking import diagnose
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import device_kind, keep_freed_memory
 from danlu.engine.lock import locked
-from danlu.engine.ranks import Ranks, joined
+from danlu.engine.ranks import Ranks, joined, launch_began, leave_word, word_left
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
 from danlu.insight.doctor import Diagnosis, summary_line, write_html
@@ -48,7 +46,7 @@ class Run:
 
     Attributes:
         path: its directory.
-        reason: why it ended: "done", or the signal's name.
+        reason: why it ended: "done", "max_time", or the signal's name.
         metrics: the last row that was measured on held-out data, or the last row there is.
     """
 
@@ -101,9 +99,16 @@ def _resumed(
 ) -> Run:
     recipe = _recipe_of(run, overrides)
     with locked(run, ranks) as note:
+        ranks.lead(lambda: _require_checkpoint(run))
         told = [*([] if note is None else [note]), *ranks.lead(lambda: _changes(run, recipe, step))]
         with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
             return _carry_out(run, experiment, listeners, resuming=True, step=step, notes=told)
+
+
+def _require_checkpoint(run: Path) -> None:
+    if not Checkpoints(run / "checkpoints").steps():
+        hint = f"Begin it anew elsewhere: danlu train {run / _RECIPE} run.out=DIR."
+        raise RunError("the run ended before its first checkpoint", where=run, do=hint)
 
 
 def _changes(run: Path, recipe: Recipe, step: int | None) -> list[str]:
@@ -182,27 +187,24 @@ def _plan(experiment: Experiment) -> dict[str, Any]:
 def _run_directory(loaded: Recipe, source: object) -> tuple[str, bool]:
     """Where the run goes, which is made only once everything is checked; and whether it is there to be gone on with.
 
-    That is so when `torchrun` starts its processes anew because one was lost.
+    That is so when it was begun by an earlier attempt of this launch: `torchrun` makes another when a process was lost.
 
     Raises:
         RunError: when it exists otherwise.
     """
     named = isinstance(source, str | Path)
     name = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem) if named else "run"
-    run = Path(loaded.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(_started()))}")
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (run / _RECIPE).is_file():
+    run = Path(loaded.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(launch_began()))}")
+    if word_left() == str(run):
         if Checkpoints(run / "checkpoints").steps():
             return str(run), True
-        shutil.rmtree(run)  # it was lost before there was anything to go on from
+        shutil.rmtree(run, ignore_errors=True)  # it was lost before there was anything to go on from
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
+        hint = "There is no checkpoint in it to go on from: choose another run.out, or remove it."
+        if Checkpoints(run / "checkpoints").steps():
+            hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
         raise RunError("the run directory exists", where=run, do=hint)
     return str(run), False
-
-
-def _started() -> float:
-    """When the run began: under `torchrun` when that did, whose later attempts go on with what the first began."""
-    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RESTART_COUNT" in os.environ else time.time()
 
 
 def _write_recipe(run: Path, recipe: Recipe) -> None:
@@ -214,6 +216,7 @@ def _write_recipe(run: Path, recipe: Recipe) -> None:
 
 def _begin(run: Path, experiment: Experiment) -> None:
     """Write down what the run is."""
+    leave_word(str(run))
     try:
         run.mkdir(parents=True, exist_ok=True)
         _write_recipe(run, experiment.recipe)
@@ -246,6 +249,7 @@ def _carry_out(
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
         stack.callback(loop.checkpoints.close)
+        stack.enter_context(ranks.together())
         if resuming:
             restored = loop.restore(step)
             loop.checkpoints.forget_after(restored, loop.progress.best_step)
@@ -271,13 +275,13 @@ def _carry_out(
                 way_on = f"Or go on without such rows: danlu resume {run} data.quarantine=DIR."
                 raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}") from error
             raise
+        if reason == "done":
+            with _writing(run, "the end of the run"):
+                experiment.export(run / "final")
         if (now := _data_facts(experiment)) != told:  # what was read only later
             recorder.event("data", **now)
-        if reason == "done":
-            with _end_written(run):
-                experiment.export(run / "final")
         recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
-        with _end_written(run):
+        with _writing(run, "the end of the run"):
             ranks.lead(lambda: str(write_report(run)))
         return Run(run, reason, ranks.lead(lambda: _last_metrics(run)))
 
@@ -285,7 +289,8 @@ def _carry_out(
 def _take_up(run: Path, step: int, recorder: Recorder, recipe: Recipe) -> None:
     """Leave no row in a run's directory that is later than the checkpoint it goes on from."""
     recorder.cut_back(step)
-    _write_recipe(run, recipe)  # an override holds for later resumes, too
+    with _writing(run, "the recipe"):
+        _write_recipe(run, recipe)  # an override holds for later resumes, too
 
 
 def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder: Recorder) -> None:
@@ -293,17 +298,18 @@ def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder
     recorder.event("model", **_model_facts(experiment))
     for note in experiment.notes:
         recorder.event("note", message=note)
-    write_html(diagnosis, run / "data.html")
+    with _writing(run, "data.html"):
+        write_html(diagnosis, run / "data.html")
     recorder.event("doctor", message=summary_line(diagnosis))
 
 
 @contextmanager
-def _end_written(run: Path) -> Iterator[None]:
+def _writing(run: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
         hint = f"Make room, then: danlu resume {run}."
-        raise RunError(f"the end of the run cannot be written: {error}", where=run, do=hint) from error
+        raise RunError(f"{what} cannot be written: {error}", where=run, do=hint) from error
 
 
 @contextmanager

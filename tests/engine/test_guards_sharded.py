@@ -19,6 +19,7 @@ import tiny
 from danlu.contracts import Batch
 from danlu.engine.guards.nonfinite import trace_nonfinite
 from danlu.engine.guards.weights import Motion
+from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import joined
 from danlu.engine.update import Updater
 from danlu.method.next_token import NextToken
@@ -43,13 +44,13 @@ def work() -> dict[str, Any]:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        updater = Updater({"policy": model}, NextToken(), optimizer, torch.device("cpu"), 16, None, 0)
+        updater = Updater({"policy": model}, NextToken(), optimizer, torch.device("cpu"), 16, None, 0, Parallel(ranks))
         bad = []
         model.register_forward_pre_hook(lambda _, args: bad.append(BAD in args[0].sample.tolist()))
         burst = lambda _, __, out: out * torch.inf if bad[-1] else out  # noqa: E731
         hook = model.layers[1].mlp.register_forward_hook(burst)
         shares = [[group(i) for i in range(5)], [group(i) for i in range(5, 9)]]
-        found = trace_nonfinite(updater, shares[ranks.rank], 3, ranks)
+        found = trace_nonfinite(updater, shares[ranks.rank], 3)
         hook.remove()
         motion = Motion(model, after=1, ranks=ranks)
         updater.gradient(shares[ranks.rank][:1], 3)

@@ -74,7 +74,10 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunError) as caught:
         Recorder(tmp_path).metrics({"step": 1})
-    assert str(caught.value) == f"{tmp_path / 'metrics.jsonl'}: the file could not be written: No space left on device."
+    assert str(caught.value) == (
+        f"{tmp_path / 'metrics.jsonl'}: the file could not be written: No space left on device. "
+        f"Make room, then: danlu resume {tmp_path}."
+    )
 
 
 def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:

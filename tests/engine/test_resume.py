@@ -280,5 +280,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         danlu.resume(tmp_path)
     with pytest.raises(Ended):
         danlu.train(recipe(tmp_path, checkpoint_every=10), listeners=[Listener(2, end)])
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(RunError) as caught:
         danlu.resume(tmp_path / "run")
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: the run ended before its first checkpoint. "
+        f"Begin it anew elsewhere: danlu train {tmp_path / 'run' / 'recipe.yaml'} run.out=DIR."
+    )

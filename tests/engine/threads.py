@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from copy import deepcopy
+from datetime import timedelta
 from typing import Any
 
 from danlu.engine.ranks import Ranks
@@ -22,12 +22,12 @@ class Threads(Ranks):
         answers: list[Any] = [None] * size
 
         class Rank(Ranks):
-            def gather(self, value: Any) -> list[Any]:
-                board[self.rank] = value
+            def _exchange(self, told: bytes, patience: timedelta) -> list[bytes]:
+                board[self.rank] = told
                 barrier.wait()
-                told = deepcopy(board)
+                every = list(board)
                 barrier.wait()
-                return told
+                return every
 
         def one(rank: int) -> None:
             try:

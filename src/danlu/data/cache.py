@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
@@ -24,11 +25,18 @@ from danlu.data.encoder import Encoder
 from danlu.data.index import forget
 from danlu.data.shard import Shard
 from danlu.errors import DataError, RunError
+from danlu.units import duration
 
 WORTH_PROCESSES = 32 << 20
 """Bytes of documents below which one process, with the tokenizer's own threads, is done before others have started."""
+PATIENCE = 300.0
+"""Seconds without an encoded chunk after which the processes that should encode have stalled."""
 _NICENESS = 5
 """How far the processes stand back for the run, which they work ahead of."""
+_COURTESY = 60.0
+"""Seconds for which a chunk that another process encodes is waited for; then it is encoded here, too."""
+_ENDING = 10.0
+"""Seconds that a process has for what it has in hand when all is over."""
 
 
 class TokenCache:
@@ -65,7 +73,7 @@ class TokenCache:
 
         Raises:
             DataError: when a file cannot be read or the cache not be written.
-            RunError: when a process dies.
+            RunError: when a process dies or stalls.
         """
         paths = [self.path(chunk) for chunk in chunks]
         found = [Shard.open(path, chunk.place) for path, chunk in zip(paths, chunks, strict=True)]
@@ -82,7 +90,7 @@ class TokenCache:
             self._begin(path, chunk)
 
     def close(self) -> None:
-        """End the processes once they are done with what they have in hand."""
+        """End the processes, once they are done with what they have in hand or were waited for long enough."""
         self._give_up(())
         self._end()
         self._processes = None
@@ -96,15 +104,26 @@ class TokenCache:
             job = self._jobs.pop(path, None)
             try:
                 if job is None:
-                    self.encoder.store_chunk(chunk, path)
+                    _store_once(self.encoder, chunk, path)
                 else:
-                    job.result()
+                    job.result(PATIENCE)
             except FileChangedError:
                 forget(chunk, self.folder)
                 raise
+            except TimeoutError as fault:
+                raise self._stalled(chunk) from fault
             except (BrokenProcessPool, CancelledError) as fault:
                 do = "Set data.workers=1; a script of your own must start from `if __name__ == '__main__':`."
                 raise RunError("a process that encodes documents died", do=do) from fault
+
+    def _stalled(self, chunk: Chunk) -> RunError:
+        if self._processes is not None:
+            _end(self._processes, 0)
+            self._processes = None
+        self._jobs.clear()
+        what = f"the documents from here on were not encoded within {duration(PATIENCE)}: a process has stalled"
+        do = "Go on by: danlu resume RUN; if it happens again, with data.workers=1."
+        return RunError(what, where=chunk.place.of(0), do=do)
 
     def _begin(self, path: Path, chunk: Chunk) -> None:
         if path in self._jobs:
@@ -113,13 +132,31 @@ class TokenCache:
             self._processes = ProcessPoolExecutor(
                 self._workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(self.encoder,)
             )
-            self._end = weakref.finalize(self, self._processes.shutdown, wait=False, cancel_futures=True)
+            self._end = weakref.finalize(self, _end, self._processes, _ENDING)
         with suppress(BrokenProcessPool):  # told when the shard is wanted
             self._jobs[path] = self._processes.submit(_store_chunk, chunk, path)
 
     def _give_up(self, unless: Collection[Path]) -> None:
         for path in [path for path in self._jobs if path not in unless]:
             self._jobs.pop(path).cancel()
+
+
+def _end(processes: ProcessPoolExecutor, patience: float) -> None:
+    """Leave no process behind, also where one hangs."""
+    left = list((processes._processes or {}).values())  # there is no other way to one that hangs
+    processes.shutdown(wait=False, cancel_futures=True)
+    until = time.monotonic() + patience
+    for process in left:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+
+
+def _store_once(encoder: Encoder, chunk: Chunk, path: Path) -> None:
+    """Encode a chunk, unless another process has done it or is just doing it."""
+    with store.locked(path, _COURTESY):
+        if Shard.open(path, chunk.place) is None:
+            encoder.store_chunk(chunk, path)
 
 
 def _made(path: Path, chunk: Chunk) -> Shard:
@@ -151,4 +188,4 @@ def _end_with_parent() -> None:
 
 def _store_chunk(chunk: Chunk, path: Path) -> None:
     assert _encoder is not None  # set by _start
-    _encoder.store_chunk(chunk, path)
+    _store_once(_encoder, chunk, path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from typing import BinaryIO
 from danlu.errors import DataError
 
 HEADER_BYTES = 32
+_POLL = 0.01
+"""Seconds between two looks at a lock that another process has."""
 _MAGIC = b"danlu\x00\x00\x01"
 _HEADER = struct.Struct("<8sQQ8x")  # magic, length, checksum of name and content
 
@@ -73,17 +77,43 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out; one that dies lets go.
+def locked(path: Path, patience: float | None = None) -> Iterator[None]:
+    """Keep other processes out; one that dies lets go, and nothing is left behind.
+
+    Args:
+        path: what is to be written.
+        patience: seconds after which it is gone on without, where that is only waste; None waits for ever.
 
     Raises:
         DataError: when the folder cannot be written.
     """
+    lock, until = path.with_name(f".{path.name}.lock"), time.monotonic() + (math.inf if patience is None else patience)
     with _writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        while (file := _held(lock)) is None and time.monotonic() < until:
+            time.sleep(_POLL)
+        try:
             yield
+        finally:
+            if file is not None:
+                lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
+                file.close()
+
+
+def _held(lock: Path) -> BinaryIO | None:
+    """The lock's file, unless another process has it, or has just removed it."""
+    file = lock.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
 
 
 def read(path: Path) -> memoryview | None:

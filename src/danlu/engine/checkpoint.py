@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -188,6 +189,7 @@ class Checkpoints:
 
     def _run(self, writing: _Writing, staged: float) -> None:
         start = time.perf_counter()
+        _give_way()
         try:
             writing.run()
         except BaseException as error:  # the thread's last words; `wait` repeats them
@@ -252,7 +254,14 @@ class _Writing:
         return RunError(what, where=folders.of_step(self.folder, self.step), do=before)
 
 
+_LOWEST = 19
 _NONE_BEFORE = "There is none before it."
+
+
+def _give_way() -> None:
+    """Let this thread take what the others leave: on a CPU, writing and checksums would hold up every product."""
+    if sys.platform == "linux":  # where threads have a priority each
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
 def _kept(file: Path) -> Entry:

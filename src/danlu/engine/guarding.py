@@ -72,7 +72,7 @@ class Guards:
         return self._passed_over("rollback" if self._config.spike == "rollback" else "skip", step, sentence)
 
     def _not_finite(self, step: int, groups: Sequence[Batch]) -> Verdict:
-        trace = trace_nonfinite(self._updater, groups, step - 1, self._updater.parallel.ranks)
+        trace = trace_nonfinite(self._updater, groups, step - 1)
         if self._config.nonfinite == "stop":
             raise RunError(
                 f"{trace.sentence}; no weight was changed",

@@ -14,15 +14,16 @@ from danlu.contracts import Batch, Source
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.guarding import Guards
+from danlu.engine.ranks import LostError
 from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
 from danlu.engine.staging import Snapshot
 from danlu.engine.state import optimizer_slots, optimizer_tensors
 from danlu.engine.update import Updater
-from danlu.errors import CheckpointError, DanluError, DataError
+from danlu.errors import CheckpointError, DanluError
 
 if TYPE_CHECKING:
-    pass
+    from danlu.engine.stored import Saved
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Loop:
         """Train to the end; say why it ended: "done", "max_time", or what `stopping` said."""
         self.device.peak_flops(self.updater.policy.compute_dtype)
         self._trained_on = self.source.state_dict()
-        stop: str | None = None
+        ranks, stop = self.updater.parallel.ranks, None
         try:
-            with self.updater.parallel.ranks.lost():
+            with ranks.together(), ranks.lost():
                 self._begin()
                 while stop is None and not self._done:
                     stop = self._turn()
@@ -147,17 +148,19 @@ class Loop:
 
     def _after_update(self, row: dict[str, Any], stop: str | None) -> str | None:
         """Measure, write down and save what is due; whether to stop all the same."""
+        due, texts = self._due(self.plan.eval_every), []
+        if due:
+            row, texts = row | self._measure(), list(self.continuations())
         try:
             done = self._done
         except DanluError:  # what comes next cannot be read; what was done is written down
             self.recorder.metrics(row)
             raise
-        if done or self._due(self.plan.eval_every):
-            row |= self._measure()
+        if done and not due:
+            row, texts = row | self._measure(), list(self.continuations())
         self.recorder.metrics(row)
+        self._tell_of_texts(texts)
         self.guards.taken(self.progress.step, self.source.epochs)
-        if self.progress.measured == self.progress.step:
-            self._continue_prompts()
         begun = time.perf_counter()
         if done or stop is not None or self._due(self.plan.checkpoint_every):
             self.save()
@@ -165,14 +168,12 @@ class Loop:
         return None if done else stop
 
     def _save_what_was_learned(self, error: DanluError) -> None:
-        """A checkpoint of the last update, where there is none; samples drawn since then are drawn again.
-
-        Of several ranks only what all of them see alike, as a fault in the data, leaves them able to.
-        """
+        """A checkpoint of the last update, where there is none; samples drawn since then are drawn again."""
         with suppress(DanluError):  # the first fault is the one to tell
             self.checkpoints.close()
-            if self.updater.parallel.ranks.size > 1 and not isinstance(error, DataError):
+            if isinstance(error, LostError):  # no rank can write its part without the others
                 return
+            self.updater.parallel.settle(self.updater.policy)
             if self.progress.step and self.progress.step not in self.checkpoints.steps():
                 self.save()
                 self.checkpoints.wait()
@@ -315,12 +316,13 @@ class Loop:
         return {f"held_out_{name}": value for name, value in measured.items()}
 
     def _measure_start(self) -> None:
-        if row := self._measure():
+        row, texts = self._measure(), list(self.continuations())
+        if row:
             self.recorder.metrics({"step": self.progress.step, **row})
-        self._continue_prompts()
+        self._tell_of_texts(texts)
 
-    def _continue_prompts(self) -> None:
-        for prompt, text in self.continuations():
+    def _tell_of_texts(self, texts: Iterable[tuple[str, str]]) -> None:
+        for prompt, text in texts:
             self.recorder.event("sample", step=self.progress.step, prompt=prompt, text=text)
 
 

@@ -3,6 +3,9 @@
 `torchrun` starts them and says so in the environment; alone, a run is one process and nothing here costs anything. What
 ranks tell each other beside gradients goes through one call, `Ranks.gather`, as JSON: counts, sums, a wish to stop, a
 fault. So they always agree on what comes next, and none waits for one that went another way.
+
+A fault of one rank is told in place of what the others expect of it next (`Ranks.together`). So whatever only some of
+them do, and may fail at, comes before a `gather` and never right before another collective.
 """
 
 from __future__ import annotations
@@ -10,25 +13,34 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from danlu.errors import DanluError, RecipeError, RunError, error_named
+from danlu.errors import DanluError, RecipeError, RunError, error_named, name_of
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=15)
 """How long a rank waits for the others."""
+_LAST_WORDS = timedelta(minutes=2)
+"""How long one that has a fault to tell waits for them."""
+_WORD = "danlu-word"
 _BETWEEN = re.compile(r"gloo|nccl|peer|connect|socket|timed out|timeout|process group", re.IGNORECASE)
 """What errors are about that arise between ranks."""
 _ROOM = 4096
 """Bytes of what ranks usually tell each other; more takes a second round."""
+
+
+class LostError(RunError):
+    """The others are gone, or do not answer: nothing can be agreed with them any more."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +70,31 @@ class Ranks:
         """Every rank's value, as JSON carries it, in the order of ranks; floats keep every bit.
 
         Raises:
-            RunError: when a rank is gone.
+            LostError: when a rank is gone.
+            DanluError: when one has a fault to tell instead (`together`).
         """
-        if self.size == 1:
-            return [value]
-        told = json.dumps(value).encode()
-        head = len(told).to_bytes(8, "little")
-        with self.lost():
-            first = self._exchange((head + told)[:_ROOM].ljust(_ROOM))
-            lengths = [int.from_bytes(each[:8], "little") for each in first]
-            if max(lengths) + 8 <= _ROOM:
-                return [json.loads(each[8 : 8 + n]) for each, n in zip(first, lengths, strict=True)]
-            whole = self._exchange(told.ljust(max(lengths)))
-        return [json.loads(each[:n]) for each, n in zip(whole, lengths, strict=True)]
+        return [value] if self.size == 1 else self._told([value], _PATIENCE)
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, as JSON carries it."""
         return self.gather(value if self.leads else None)[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within, a fault of one rank is a fault of all, in the same words: the others raise it when next they gather.
+
+        Raises:
+            DanluError: the first rank's that failed.
+        """
+        try:
+            yield
+        except LostError:
+            raise
+        except DanluError as error:
+            if self.size > 1:
+                with suppress(LostError):  # then its own words are the ones to tell
+                    self._told([None, [name_of(error), error.what, error.where, error.do]], _LAST_WORDS)
+            raise
 
     def each(self, act: Callable[[], T]) -> list[T]:
         """What an act gives on every rank, as JSON carries it; its error on one is an error on all, in the same words.
@@ -82,21 +102,9 @@ class Ranks:
         Raises:
             DanluError: the first rank's that failed.
         """
-        if self.size == 1:
-            return [act()]
-        result: Any = None
-        own: DanluError | None = None
-        try:
+        with self.together():
             result = act()
-        except DanluError as error:
-            own = error
-        told = None if own is None else [type(own).__name__, own.what, own.where, own.do]
-        every = self.gather([result, told])
-        for _, fault in every:
-            if fault is not None:
-                name, what, where, do = fault
-                raise error_named(name)(what, where=where, do=do) from own
-        return [made for made, _ in every]
+        return self.gather(result)
 
     def lead(self, act: Callable[[], T]) -> T:
         """What rank 0 makes of an act that is done once, as JSON carries it; its error is every rank's.
@@ -126,11 +134,11 @@ class Ranks:
         """Within, first rank 0 of a machine alone, then all others: what it left in a cache is there for them."""
         if self.local_rank:
             self.wait()
-        try:
             yield
-        finally:
-            if not self.local_rank:
-                self.wait()
+        else:
+            with self.together():
+                yield
+            self.wait()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -138,16 +146,33 @@ class Ranks:
         turns = max(self.gather(self.local_size))
         for _ in range(self.local_rank):
             self.wait()
-        try:
+        with self.together():
             yield
-        finally:
-            for _ in range(turns - self.local_rank):
-                self.wait()
+        for _ in range(turns - self.local_rank):
+            self.wait()
 
-    def _exchange(self, told: bytes) -> Sequence[bytes]:
+    def _told(self, message: list[Any], patience: timedelta) -> list[Any]:
+        """Every rank's value, of messages that are a value, or nothing and a fault."""
+        told = json.dumps(message).encode()
+        head = len(told).to_bytes(8, "little")
+        with self.lost():
+            every = self._exchange((head + told)[:_ROOM].ljust(_ROOM), patience)
+            lengths = [int.from_bytes(each[:8], "little") for each in every]
+            if max(lengths) + 8 <= _ROOM:
+                every = [each[8:] for each in every]
+            else:
+                every = self._exchange(told.ljust(max(lengths)), patience)
+        messages = [json.loads(each[:n]) for each, n in zip(every, lengths, strict=True)]
+        for _, *faults in messages:
+            for name, what, where, do in faults:
+                raise error_named(name)(what, where=where, do=do)
+        return [value for (value,) in messages]
+
+    def _exchange(self, told: bytes, patience: timedelta) -> Sequence[bytes]:
+        """Every rank's bytes, of which all have equally many."""
         mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
         all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(all_of_them, mine, group=self.group)
+        dist.all_gather(all_of_them, mine, group=self.group, async_op=True).wait(patience)
         return [each.numpy().tobytes() for each in all_of_them]
 
     @contextmanager
@@ -159,7 +184,7 @@ class Ranks:
             if self.size == 1 or not (isinstance(error, dist.DistError) or _BETWEEN.search(str(error))):
                 raise
             reason = str(error).splitlines()[0][:200]
-            raise RunError(
+            raise LostError(
                 f"rank {self.rank} lost the others: {reason}",
                 do="See which rank ended first, and why; the last checkpoint is whole.",
             ) from error
@@ -168,15 +193,35 @@ class Ranks:
 def _store(ranks: Ranks) -> dist.Store | None:
     """Where ranks find each other; None is the usual place.
 
-    The store of `torchrun` outlives an attempt, and what a lost rank left there must not be taken for the next one's.
+    What a lost rank left there in one attempt must not be taken for the next one's.
     """
+    attempt = f"danlu-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return None if (store := _agents()) is None else dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+
+
+def _agents() -> dist.Store | None:
+    """The store of `torchrun`, which outlives an attempt."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, ranks.size, is_master=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
-    return dist.PrefixStore(  # type: ignore[attr-defined]
-        f"danlu-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-    )
+    return dist.TCPStore(host, port, is_master=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
+
+
+def launch_began() -> float:
+    """When the run was begun, as `time.time` tells it: under `torchrun` when that was, however often it begins anew."""
+    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RESTART_COUNT" in os.environ else time.time()
+
+
+def leave_word(word: str) -> None:
+    """Tell later attempts of this launch, which `torchrun` makes when a process was lost."""
+    if (store := _agents()) is not None:
+        store.set(_WORD, word)
+
+
+def word_left() -> str | None:
+    """What an earlier attempt of this launch has told."""
+    store = _agents() if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else None
+    return None if store is None or not store.check([_WORD]) else store.get(_WORD).decode()
 
 
 def _nothing() -> Any:
@@ -216,7 +261,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
     Raises:
         RecipeError: when the environment names no sound group.
-        RunError: when the others do not come.
+        RunError: when the others do not come, or are lost.
     """
     ranks = launched()
     if ranks.size == 1 or dist.is_initialized():  # a script of one's own may have begun the group
@@ -229,6 +274,7 @@ def joined(device: str) -> Iterator[Ranks]:
         reason = str(error).splitlines()[0][:200]
         raise RunError(f"rank {ranks.rank} could not join the others: {reason}", do="Start with torchrun.") from error
     try:
-        yield ranks
+        with ranks.lost():
+            yield ranks
     finally:
         dist.destroy_process_group()

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,25 +61,39 @@ class Recorder:
             listener.close()
 
     def cut_back(self, step: int) -> None:
-        """Forget what lies after a step, so that no step is ever there twice."""
+        """Forget what lies after a step, so that no step is ever there twice.
+
+        Raises:
+            RunError: when that cannot be written.
+        """
         for name in ("metrics.jsonl", "events.jsonl"):
             file = self._run / name
             if file.exists():
                 rows = (_row(line) for line in file.read_text(encoding="utf-8").splitlines())
                 kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
                 unfinished = file.with_suffix(".tmp")
-                unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
-                unfinished.replace(file)
+                with _writing(file):
+                    unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
+                    unfinished.replace(file)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if self._silent:
             return
         file = self._run / name
-        try:
-            with file.open("a", encoding="utf-8") as opened:
-                opened.write(json_line(row) + "\n")
-        except OSError as error:
-            raise RunError(f"the file could not be written: {error.strerror or error}", where=file) from error
+        with _writing(file), file.open("a", encoding="utf-8") as opened:
+            opened.write(json_line(row) + "\n")
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the file could not be written: {error.strerror or error}",
+            where=file,
+            do=f"Make room, then: danlu resume {file.parent}.",
+        ) from error
 
 
 def json_line(row: Mapping[str, Any]) -> str:

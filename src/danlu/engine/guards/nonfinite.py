@@ -1,8 +1,9 @@
 """Which sample, and which layer, made an update's loss or gradient not finite.
 
 The update is computed again, with the same random keys: first pack by pack, then each sample of a bad pack alone, then
-the first bad one of them with every layer watched. Several ranks go through the same passes, one rank's samples at a
-time beside the others' empty packs, so that also a model whose weights lie on all of them can be asked.
+the first bad one of them with every layer watched. Several ranks go through the same passes, one share's samples at a
+time beside the others' empty packs, so that also a model whose weights lie on all of them can be asked; the ranks of a
+ring have the same share.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from danlu.data import pack
 from danlu.engine.guards.watch import finite, watching
 from danlu.engine.guards.weights import local
 from danlu.engine.guards.words import listed
-from danlu.engine.ranks import ALONE, Ranks
+from danlu.engine.parallel import Parallel
 from danlu.engine.update import keyed
 from danlu.parts.compiled import is_compiling
 from danlu.random import fold
@@ -56,6 +57,11 @@ class Learner(Protocol):
     @property
     def seed(self) -> int:
         """Everything random follows from it."""
+        ...
+
+    @property
+    def parallel(self) -> Parallel:
+        """How the trained model lies over ranks."""
         ...
 
 
@@ -116,25 +122,27 @@ class Trace:
         return f"; {'of the first of them, ' if several else ''}{texts[self.way]}"
 
 
-def trace_nonfinite(learner: Learner, groups: Sequence[Batch], step: int, ranks: Ranks = ALONE) -> Trace:
+def trace_nonfinite(learner: Learner, groups: Sequence[Batch], step: int) -> Trace:
     """Find what made an update's loss or gradient not finite; no weight is changed, and gradients are cleared.
+
+    All ranks call this, and get the same answer.
 
     Args:
         learner: the update's `Updater`, its weights as they were before it.
         groups: the update's groups, of several ranks this one's.
         step: as `Updater.gradient` was given it.
-        ranks: the processes of the run, all of which call this; they get the same answer.
     """
-    return _Tracer(learner, groups, step, ranks).trace()
+    return _Tracer(learner, groups, step).trace()
 
 
 class _Tracer:
-    def __init__(self, learner: Learner, groups: Sequence[Batch], step: int, ranks: Ranks) -> None:
-        self._learner, self._groups, self._step, self._ranks = learner, groups, step, ranks
+    def __init__(self, learner: Learner, groups: Sequence[Batch], step: int) -> None:
+        self._learner, self._groups, self._step = learner, groups, step
+        self._ranks, self._share = learner.parallel.ranks, learner.parallel.share
         self._policy = learner.models[learner.method.roles[0]]
         self._key = fold(learner.seed, step)
         self._counts: Counter[str] = Counter()
-        for told in ranks.gather([learner.method.counts(group) for group in groups]):
+        for told in self._shares([learner.method.counts(group) for group in groups]):
             for counts in told:
                 self._counts.update(counts)
 
@@ -155,22 +163,22 @@ class _Tracer:
         bad = self._bad(packs)
         if not bad:
             return self._all_together(packs)
-        mine = [[member] for rank, number in bad if rank == self._ranks.rank for member in packs[number]]
+        mine = [[member] for share, number in bad if share == self._share for member in packs[number]]
         guilty = self._bad(mine)
         if guilty:
             return self._told("samples", mine, guilty)
         return self._told("together", packs, bad)
 
     def _bad(self, units: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-        """Which units of groups, each by its rank and number there, are not finite alone; the same on every rank."""
+        """Which units of groups, each by its share and number there, are not finite alone; the same on every rank."""
         found = []
-        for rank, count in enumerate(self._ranks.gather(len(units))):
+        for share, count in enumerate(self._shares(len(units))):
             for number in range(count):
                 self._clear()
-                loss = self._pass(units[number] if rank == self._ranks.rank else [])
+                loss = self._pass(units[number] if share == self._share else [])
                 bad = not finite(loss) or self._bad_gradient() is not None
                 if any(self._ranks.gather(bad)):
-                    found.append((rank, number))
+                    found.append((share, number))
         return found
 
     def _all_together(self, packs: Sequence[Sequence[int]]) -> Trace:
@@ -185,41 +193,43 @@ class _Tracer:
 
     def _told(self, cause: Cause, units: Sequence[Sequence[int]], bad: Sequence[tuple[int, int]]) -> Trace:
         """What the first bad unit's layers show, with all that are bad."""
-        rank, first = bad[0]
-        told = self._ranks.gather(self._watched(units[first] if rank == self._ranks.rank else []))
-        way, layer = next((each for each in (told[rank], *told) if each[0] is not None), (None, None))
-        mine = [member for owner, number in bad if owner == self._ranks.rank for member in units[number]]
+        share, first = bad[0]
+        told = self._ranks.gather(self._watched(units[first] if share == self._share else []))
+        ring = self._learner.parallel.ring
+        own = min(told[share * ring :][:ring], key=lambda seen: _seen_first(*seen))
+        way, layer, _ = next((seen for seen in (own, *told) if seen[0] is not None), (None, None, 0))
+        mine = [member for owner, number in bad if owner == self._share for member in units[number]]
         return self._trace(cause, mine, way, layer)
 
     def _trace(self, cause: Cause, members: Sequence[int], way: Way | None, layer: str | None) -> Trace:
         own = [self._groups[member] for member in members]
         ids = [sample for group in own for sample in dict.fromkeys(group.packed.sample.tolist())]
         origins = [place for group in own for place in group.origin]
-        every = self._ranks.gather([ids, origins, sum(group.num_samples for group in self._groups)])
+        every = self._shares([ids, origins, sum(group.num_samples for group in self._groups)])
         samples, places = (tuple(value for each in every for value in each[i]) for i in range(2))
         return Trace(self._step + 1, cause, samples, places, sum(each[2] for each in every), way, layer)
 
-    def _watched(self, members: Sequence[int]) -> tuple[Way | None, str | None]:
-        """How and where some groups are seen not to be finite, without compilation."""
+    def _watched(self, members: Sequence[int]) -> tuple[Way | None, str | None, int]:
+        """How and where some groups are seen not to be finite, without compilation, and how early."""
         self._clear()
         with _uncompiled(), watching(self._learner.models) as watch:
             loss = self._pass(members)
         if watch.output is not None:
-            return "output", watch.output
+            return "output", *watch.output
         if not finite(loss):
-            return "loss", None
+            return "loss", None, 0
         if watch.backward is not None:
-            return "backward", watch.backward
+            return "backward", *watch.backward
         if watch.gradient is not None:
-            return "gradient", watch.gradient
+            return "gradient", *watch.gradient
         name = self._bad_gradient()
-        return (None, None) if name is None else ("parameter", name)
+        return (None, None, 0) if name is None else ("parameter", name, 0)
 
     def _pass(self, members: Sequence[int]) -> Tensor:
         """The loss of some groups as one pack, its gradient added to what is there."""
         learner = self._learner
         batch = keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
-        outcome = learner.method.loss(learner.models, batch)
+        outcome = learner.method.loss(learner.parallel.asked(learner.models), batch)
         loss = torch.stack([value / self._counts[name] for name, value in outcome.losses.items()]).sum()
         loss.backward()
         return loss.detach()
@@ -245,6 +255,10 @@ class _Tracer:
                 return f"{role}.{name}" if several else name
         return None
 
+    def _shares(self, value: Any) -> list[Any]:
+        """What each share's ranks say of it, which is the same."""
+        return self._ranks.gather(value)[:: self._learner.parallel.ring]
+
     def _first(self, name: str | None) -> str | None:
         """The name that the first rank with one gives."""
         return next((told for told in self._ranks.gather(name) if told is not None), None)
@@ -252,6 +266,12 @@ class _Tracer:
     def _clear(self) -> None:
         for parameter in self._policy.parameters():
             parameter.grad = None
+
+
+def _seen_first(way: Way | None, _: str | None, order: int) -> tuple[int, int]:
+    """In which order the ranks of a ring, each of which has some of the rows, come upon what is not finite."""
+    ways = get_args(Way)
+    return (len(ways) if way is None else ways.index(way), order)
 
 
 def _norm(gradient: Tensor) -> Tensor:

@@ -6,12 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from danlu.engine.guards.weights import local
+
+
+class Seen(NamedTuple):
+    """A module that was seen to do something.
+
+    Attributes:
+        module: its name.
+        order: how many looks there had been by then; comparable between ranks that run the same modules.
+    """
+
+    module: str
+    order: int
 
 
 class Watch:
@@ -26,18 +38,20 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.output: str | None = None
-        self._given: list[str] = []
-        self._returned: list[str] = []
+        self.output: Seen | None = None
+        self._looks = 0
+        self._given: list[Seen] = []
+        self._returned: list[Seen] = []
         self._going_back = False
 
     @property
-    def backward(self) -> str | None:
+    def backward(self) -> Seen | None:
         """See the class."""
-        return next((name for name in self._returned if name not in self._given), None)
+        given = {seen.module for seen in self._given}
+        return next((seen for seen in self._returned if seen.module not in given), None)
 
     @property
-    def gradient(self) -> str | None:
+    def gradient(self) -> Seen | None:
         """See the class."""
         return next(iter(self._given), None)
 
@@ -46,17 +60,19 @@ class Watch:
         if self._going_back:  # computed again, for its gradient
             return
         outputs = list(_tensors(output))
+        self._looks += 1
         if self.output is None and not all(map(finite, outputs)):
-            self.output = name
+            self.output = Seen(name, self._looks)
         for tensors, seen in ((outputs, self._given), (list(_tensors([*args, *kwargs.values()])), self._returned)):
             for tensor in tensors:
                 if tensor.requires_grad:
                     tensor.register_hook(partial(self._back, seen, name))
 
-    def _back(self, seen: list[str], name: str, gradient: Tensor) -> None:
+    def _back(self, seen: list[Seen], name: str, gradient: Tensor) -> None:
         self._going_back = True
+        self._looks += 1
         if not finite(gradient):
-            seen.append(name)
+            seen.append(Seen(name, self._looks))
 
 
 @contextmanager
