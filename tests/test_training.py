@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,15 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> Non
 
 
 class Full:
-    """Fills the disk when a step has been written down: no file may be larger than so many bytes."""
+    """Fills the disk once a step is written down and there is a checkpoint: no file may be larger than so many bytes."""
 
-    def __init__(self, step: int, size: int) -> None:
-        self.step, self.limit = step, no_file_larger_than(size)
+    def __init__(self, run: Path, step: int, size: int) -> None:
+        self.run, self.step, self.limit = run, step, no_file_larger_than(size)
 
     def metrics(self, row: dict[str, Any]) -> None:
         if row["step"] == self.step:
+            while not checkpoints(self.run):
+                time.sleep(0.01)
             self.limit.__enter__()
 
     def event(self, event: dict[str, Any]) -> None:
@@ -157,7 +160,7 @@ class Full:
 def test_a_disk_that_fills_up_ends_the_run_with_the_checkpoint_before(tmp_path: Path, size: int, what: str) -> None:
     made = recipe(tmp_path, QWEN3, eval_every=4, checkpoint_every=4)
     with pytest.raises(RunError, match=what) as caught:
-        danlu.train(made, listeners=[Full(6, size)])
+        danlu.train(made, listeners=[Full(tmp_path / "run", 6, size)])
     assert "\n" not in str(caught.value)
     run = tmp_path / "run"
     assert checkpoints(run) == [4]

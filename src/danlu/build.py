@@ -103,7 +103,7 @@ class Experiment:
             updater,
             Clock(settings.max_time, self.steps or None, began=self.began),
             Repeats(settings.epochs, steps=settings.steps, epochs=self.source.epochs),
-            lambda kind, message: recorder.event(kind, message=message),
+            lambda message, step: recorder.event("warning", step=step, message=message),
         )
         return Loop(
             updater=updater,

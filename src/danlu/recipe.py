@@ -130,6 +130,13 @@ class Recipe(Config):
             raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
         return self
 
+    @property
+    def alone(self) -> Recipe:
+        """The same for one process, on which packs that a ring would share are as large."""
+        ring = self.run.context_parallel
+        alone = {"context_parallel": 1, "pack_tokens": self.run.pack_tokens * ring}
+        return self.model_copy(update={"run": self.run.model_copy(update=alone)})
+
 
 def builtin_recipes() -> list[str]:
     """The names of the recipes that come with Danlu."""

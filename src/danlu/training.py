@@ -100,6 +100,8 @@ def _resumed(
     recipe = _recipe_of(run, overrides)
     with locked(run, ranks) as note:
         ranks.lead(lambda: _require_checkpoint(run))
+        if ranks.lead(lambda: word_left() == str(run)):
+            step = None  # an earlier attempt of this launch has gone back there already, and come further
         told = [*([] if note is None else [note]), *ranks.lead(lambda: _changes(run, recipe, step))]
         with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
             return _carry_out(run, experiment, listeners, resuming=True, step=step, notes=told)
@@ -120,8 +122,9 @@ def _changes(run: Path, recipe: Recipe, step: int | None) -> list[str]:
     then = Checkpoints(run / "checkpoints").peek(step)
     if "recipe" not in then:
         return []
-    done = then.get("progress", {}).get("step")
-    return refuse_or_tell(changes(then["recipe"], dump_recipe(recipe), step=done), run)
+    done = then.get("progress", {})
+    told = changes(then["recipe"], dump_recipe(recipe), step=done.get("step"), epochs=done.get("epochs", 0.0))
+    return refuse_or_tell(told, run)
 
 
 def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
@@ -152,8 +155,8 @@ def _diagnosed(experiment: Experiment) -> Diagnosis:
 
 
 def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
-    """Make and check everything a recipe names, write nothing, and say what would run."""
-    loaded = load_recipe(recipe, overrides)
+    """Make and check everything a recipe names, write nothing, and say what would run, on one process."""
+    loaded = load_recipe(recipe, overrides).alone
     require_loggers(loaded.run.loggers)
     _run_directory(loaded, recipe)
     with closing(assemble(loaded)) as experiment:
@@ -254,6 +257,7 @@ def _carry_out(
             restored = loop.restore(step)
             loop.checkpoints.forget_after(restored, loop.progress.best_step)
             ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
+            leave_word(str(run))
             recorder.event("resume", step=restored, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)

@@ -59,6 +59,7 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    epochs: float = 0.0
     measured: int = -1
     measured_loss: float | None = None
     best_step: int | None = None
@@ -205,7 +206,10 @@ class Loop:
 
     def _tell_of_checkpoints(self) -> None:
         for done in self.checkpoints.finished():
-            self.recorder.event("checkpoint", step=done.step, path=f"checkpoints/{done.path.name}", best=done.best)
+            spent = {"staged_seconds": done.staged_seconds, "written_seconds": done.written_seconds}
+            self.recorder.event(
+                "checkpoint", step=done.step, path=f"checkpoints/{done.path.name}", best=done.best, **spent
+            )
 
     def restore(self, step: int | None = None) -> int:
         """Go on from a checkpoint, the last by default; its step.
@@ -240,16 +244,16 @@ class Loop:
             self.progress.best_step, self.progress.best_loss = None, None
         return saved
 
-    def _roll_back(self) -> None:
-        """Back to the last checkpoint, and on from there with the samples that come next."""
+    def _roll_back(self) -> int:
+        """Back to the last checkpoint, and on from there with the samples that come next; how many updates that is."""
         self.checkpoints.wait()
         self._tell_of_checkpoints()
-        if not self.checkpoints.steps() or self.checkpoints.steps()[-1] == self.progress.step:
-            return
         before = self.progress.step
+        if before in self.checkpoints.steps() or not self.checkpoints.steps():
+            return 0
         step = self._load(None).step
         self.updater.parallel.ranks.lead(lambda: self.recorder.cut_back(step))
-        self.recorder.event("rolled back", step=step, undone=before - step)
+        return before - step
 
     def _is_best(self) -> bool:
         """Whether what is saved now has the least held-out loss of all that was saved."""
@@ -276,18 +280,19 @@ class Loop:
     def _update(self, groups: Sequence[Batch], start: float) -> tuple[dict[str, Any] | None, Sequence[Any]]:
         """One update by what was just drawn: what was measured of it, if it was taken; and what the ranks report."""
         updater, progress, step = self.updater, self.progress, self.progress.step + 1
-        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, self.source.epochs)))
+        epochs = self.source.epochs
+        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, epochs)))
         measured = updater.gradient(groups, progress.step, self._report)
         norm = updater.clip()
         verdict = self.guards.judge(step, measured, norm, groups)
-        if verdict != "take":
-            if verdict == "rollback":
-                self._roll_back()
+        if verdict.action != "take":
+            undone = self._roll_back() if verdict.action == "rollback" else 0
+            self.recorder.event(verdict.action, step=step, message=verdict.sentence, undone=undone)
             return None, measured.told
         updater.move(lr)
         self.device.synchronize()
         seconds = time.perf_counter() - start
-        progress.step = step
+        progress.step, progress.epochs = step, epochs
         progress.samples += measured.samples
         progress.tokens += measured.tokens
         peak = self.device.peak_flops(updater.policy.compute_dtype) * updater.parallel.ranks.size

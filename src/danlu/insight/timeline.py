@@ -36,7 +36,7 @@ def warnings_of(events: Sequence[Event]) -> tuple[str, ...]:
     An update is passed over by a skip, and by a rollback together with those since the checkpoint.
     """
     passed = [event for event in events if event.kind in {"skip", "rollback"}]
-    undone = int(sum(event.number("undone") or 0 for event in events if event.kind == "rolled back"))
+    undone = int(sum(event.number("undone") or 0 for event in passed))
     if not passed:
         return _messages(events, "warning")
     several = f"{len(passed):,} updates were" if len(passed) > 1 else "One update was"
@@ -94,10 +94,8 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
         case "ranks":
             return f"{event.number('size') or 0:.0f} processes", event.text("parallel")
         case "rollback":
-            return "Update passed over", event.text("message")
-        case "rolled back":
             undone = event.number("undone") or 0
-            return "Rolled back", f"to {at}, {undone:,.0f} update{'s' if undone != 1 else ''} undone"
+            return f"Rolled back {undone:,.0f} update{'s' if undone != 1 else ''}", event.text("message")
         case "doctor":
             return "Data examined", f"{event.text('message')} (data.html)"
         case "resume":

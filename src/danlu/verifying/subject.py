@@ -132,10 +132,8 @@ def few(groups: Sequence[Batch]) -> list[Batch]:
 
 def _plain(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe in float32, computed as written; nothing is left where its run would be."""
-    raw: dict[str, Any] = dump_recipe(recipe)
+    raw: dict[str, Any] = dump_recipe(recipe.alone)
     raw["run"] |= {"precision": "fp32", "compile": False, "recompute": "none"}
-    ring = raw["run"].pop("context_parallel")  # this is one process, which is given what several would share
-    raw["run"]["pack_tokens"] *= ring
     raw["run"] |= {"out": str(folder / "run"), "prompts": (), "loggers": ()}
     for bound in ("epochs", "max_time"):  # what is run here is bounded by its updates alone
         raw["run"].pop(bound, None)
