@@ -23,6 +23,9 @@ from pathlib import Path
 class DanluError(Exception):
     """What went wrong, where, and what to do about it.
 
+    Attributes:
+        told: whether all ranks of a run know of it.
+
     Example:
         >>> str(DataError("the line is not JSON", where="a.jsonl:3", do="Remove or repair it."))
         'a.jsonl:3: the line is not JSON. Remove or repair it.'
@@ -32,6 +35,7 @@ class DanluError(Exception):
         self.what = what.rstrip(".")
         self.where = None if where is None else str(where)
         self.do = do
+        self.told = False
         super().__init__(what, where, do)
 
     def __str__(self) -> str:

@@ -277,7 +277,7 @@ def _carry_out(
                 recorder.event("warning", message=str(error))
             if isinstance(error, DataError) and recipe.data.quarantine is None:
                 way_on = f"Or go on without such rows: danlu resume {run} data.quarantine=DIR."
-                raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}") from error
+                raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}".strip()) from error
             raise
         if reason == "done":
             with _writing(run, "the end of the run"):

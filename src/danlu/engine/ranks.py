@@ -88,10 +88,8 @@ class Ranks:
         """
         try:
             yield
-        except LostError:
-            raise
         except DanluError as error:
-            if self.size > 1:
+            if self.size > 1 and not (error.told or isinstance(error, LostError)):
                 with suppress(LostError):  # then its own words are the ones to tell
                     self._told([None, [name_of(error), error.what, error.where, error.do]], _LAST_WORDS)
             raise
@@ -165,7 +163,9 @@ class Ranks:
         messages = [json.loads(each[:n]) for each, n in zip(every, lengths, strict=True)]
         for _, *faults in messages:
             for name, what, where, do in faults:
-                raise error_named(name)(what, where=where, do=do)
+                error = error_named(name)(what, where=where, do=do)
+                error.told = True
+                raise error
         return [value for (value,) in messages]
 
     def _exchange(self, told: bytes, patience: timedelta) -> Sequence[bytes]:

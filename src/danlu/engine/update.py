@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -100,7 +100,8 @@ class Updater:
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
             outcome = self.method.loss(models, keyed(batch, key))
             if empty := [name for name in outcome.losses if not counts[name]]:
-                raise _nothing_to_learn(step + 1, empty[0], groups)
+                every = self.parallel.ranks.gather(places(groups))[:: self.parallel.ring]
+                raise _nothing_to_learn(step + 1, empty[0], list(chain.from_iterable(every)))
             loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**outcome.metrics, "loss": loss})
@@ -192,9 +193,9 @@ def _size(groups: Sequence[Batch]) -> tuple[int, int]:
     return sum(group.num_samples for group in groups), sum(len(group) for group in groups)
 
 
-def _nothing_to_learn(step: int, term: str, groups: Sequence[Batch]) -> RunError:
+def _nothing_to_learn(step: int, term: str, where: Sequence[str]) -> RunError:
     return RunError(
-        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {listed(places(groups))}",
+        f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {listed(where)}",
         do="Look at them with `danlu check`: every target of theirs is masked.",
     )
 
