@@ -16,8 +16,8 @@ from benchmarks.results import Table
 from benchmarks.settings import CHECKPOINT_STALL, Options
 
 if TYPE_CHECKING:
-    from danlu.build import Experiment
     from danlu.engine.checkpoint import Written
+    from danlu.experiment import Experiment
 
 REPEATS = 12
 WARM_UP = 2

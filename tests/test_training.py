@@ -155,7 +155,8 @@ class Full:
 
 
 @pytest.mark.parametrize(
-    ("size", "what"), [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "jsonl: the file"), (500, "jsonl: the file")]
+    ("size", "what"),
+    [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "jsonl: the file"), (500, "jsonl: the file")],
 )
 def test_a_disk_that_fills_up_ends_the_run_with_the_checkpoint_before(tmp_path: Path, size: int, what: str) -> None:
     made = recipe(tmp_path, QWEN3, eval_every=4, checkpoint_every=4)

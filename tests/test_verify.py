@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import danlu
 from commands import Say
-from danlu.build import Experiment
 from danlu.contracts import Outcome
 from danlu.data.chat import Chat
 from danlu.engine.loop import Loop
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, RunError
+from danlu.experiment import Experiment
 from danlu.method.next_token import NextToken
 from danlu.packed import Packed
 from danlu.sight import Sight

@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from danlu.build import Experiment, assemble
+from danlu.build import assemble
 from danlu.data import deal
 from danlu.engine.parallel import Mode, Replicated, choose
 from danlu.engine.ranks import ALONE, Ranks, launched
 from danlu.errors import RecipeError, RunError
+from danlu.experiment import Experiment
 from danlu.recipe import load_recipe
 from ranks import run_ranks
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from danlu.build import Experiment, assemble
+from danlu.build import assemble
 from danlu.contracts import Batch, Method, SequenceModel
 from danlu.data import Sample
 from danlu.engine.update import Updater
+from danlu.experiment import Experiment
 from danlu.random import fold, token_keys
 from danlu.recipe import HubModel, Recipe, dump_recipe, load_recipe
 

@@ -1,0 +1,110 @@
+"""A run's directory: where it is, what is in it before anything was trained, and what it was when it is taken up."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.ranks import launch_began, leave_word, word_left
+from danlu.errors import RunError
+from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.resuming import changes, refuse_or_tell
+from danlu.yaml_text import to_yaml
+
+_RECIPE = "recipe.yaml"
+
+
+def choose_folder(loaded: Recipe, source: object) -> tuple[str, bool]:
+    """Where the run goes, which is made only once everything is checked; and whether it is there to be gone on with.
+
+    That is so when it was begun by an earlier attempt of this launch: `torchrun` makes another when a process was lost.
+
+    Raises:
+        RunError: when it exists otherwise.
+    """
+    named = isinstance(source, str | Path)
+    name = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem) if named else "run"
+    run = Path(loaded.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(launch_began()))}")
+    if word_left() == str(run):
+        if Checkpoints(run / "checkpoints").steps():
+            return str(run), True
+        shutil.rmtree(run, ignore_errors=True)  # it was lost before there was anything to go on from
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        hint = "There is no checkpoint in it to go on from: choose another run.out, or remove it."
+        if Checkpoints(run / "checkpoints").steps():
+            hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
+        raise RunError("the run directory exists", where=run, do=hint)
+    return str(run), False
+
+
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """Write down what the run is, whole or not at all."""
+    unfinished = run / f".{_RECIPE}"
+    unfinished.write_text(to_yaml(dump_recipe(recipe)), encoding="utf-8")
+    unfinished.replace(run / _RECIPE)
+
+
+def begin(run: Path, recipe: Recipe, versions: Mapping[str, Any]) -> None:
+    """Write down what a run is.
+
+    Raises:
+        RunError: when that cannot be written; then nothing is left of it.
+    """
+    leave_word(str(run))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_recipe(run, recipe)
+        (run / "versions.json").write_text(json.dumps(versions, indent=1))
+    except OSError as error:
+        shutil.rmtree(run, ignore_errors=True)
+        raise RunError(f"the run directory cannot be written: {error.strerror}", where=run) from error
+
+
+def require_checkpoint(run: Path) -> None:
+    """See that there is something to go on from.
+
+    Raises:
+        RunError: when there is not.
+    """
+    if not Checkpoints(run / "checkpoints").steps():
+        hint = f"Begin it anew elsewhere: danlu train {run / _RECIPE} run.out=DIR."
+        raise RunError("the run ended before its first checkpoint", where=run, do=hint)
+
+
+def changes_since(run: Path, recipe: Recipe, step: int | None) -> list[str]:
+    """What is not as it was when the checkpoint was written, a sentence each.
+
+    Raises:
+        RecipeError: for what may not change.
+    """
+    then = Checkpoints(run / "checkpoints").peek(step)
+    if "recipe" not in then:
+        return []
+    done = then.get("progress", {})
+    told = changes(then["recipe"], dump_recipe(recipe), step=done.get("step"), epochs=done.get("epochs", 0.0))
+    return refuse_or_tell(told, run)
+
+
+def recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
+    """What a run is, with overrides.
+
+    Raises:
+        RunError: when it is no run.
+    """
+    if not (run / _RECIPE).is_file():
+        raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
+    return load_recipe(run / _RECIPE, overrides)
+
+
+def last_metrics(run: Path) -> dict[str, Any]:
+    """The last row that was measured on held-out data, or the last row there is."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    measured = [row for row in rows if "held_out_loss" in row]
+    last: dict[str, Any] = (measured or rows or [{}])[-1]
+    return last
