@@ -163,7 +163,7 @@ def _carry_out(
         stack.enter_context(ranks.together())
         if resuming:
             restored = loop.restore(step)
-            loop.checkpoints.forget_after(restored, loop.progress.best_step)
+            loop.checkpoints.forget_after(restored, loop.progress.best_step, recipe.run.keep_checkpoints)
             ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
             leave_word(str(run))
             recorder.event("resume", step=restored, steps=experiment.steps)
@@ -210,8 +210,7 @@ def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder
     recorder.event("model", **model_facts(experiment))
     for note in experiment.notes:
         recorder.event("note", message=note)
-    with _writing(run, "data.html"):
-        write_html(diagnosis, run / "data.html")
+    write_html(diagnosis, run / "data.html")
     recorder.event("doctor", message=summary_line(diagnosis))
 
 

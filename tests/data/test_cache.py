@@ -152,3 +152,15 @@ def test_a_cache_that_keeps_nothing_is_refused(
     monkeypatch.setattr(Shard, "open", lambda path, place: None)
     with pytest.raises(DataError, match="does not keep"):
         tokenize([write_jsonl(["a"])], tokenizer, tmp_path / "cache")
+
+
+def test_who_comes_to_a_chunk_that_is_being_encoded_waits_and_encodes_nothing(
+    tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path], made: list[str]
+) -> None:
+    files = [write_jsonl(MANY)]
+    count = len(index(files, tmp_path / "cache"))
+    with ThreadPoolExecutor(4) as runs:
+        together = list(runs.map(lambda _: tokenize(files, tokenizer, tmp_path / "cache"), range(4)))
+    assert len(made) == len({*made}) == count
+    assert {len(shards) for shards in together} == {count}
+    assert not list((tmp_path / "cache").rglob(".*"))

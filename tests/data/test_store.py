@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,3 +55,40 @@ def test_the_folder_is_an_argument_or_the_environments(monkeypatch: pytest.Monke
     assert store.cache_folder("other") == Path("other")
     monkeypatch.delenv("DANLU_CACHE")
     assert store.cache_folder() == Path.home() / ".cache/danlu/tokens"
+
+
+def test_one_at_a_time_is_within_a_lock_and_nothing_is_left_of_it(tmp_path: Path) -> None:
+    within: list[int] = []
+    most: list[int] = []
+
+    def turn(number: int) -> None:
+        with store.locked(tmp_path / "folder" / "entry"):
+            within.append(number)
+            most.append(len(within))
+            time.sleep(0.002)
+            within.remove(number)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(turn, range(40)))
+    assert most == [1] * 40
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_who_is_patient_for_so_long_only_goes_on_without(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with store.locked(tmp_path / "entry"):
+        with store.locked(tmp_path / "entry", patience=0.05):
+            assert time.monotonic() - begun >= 0.05
+        with store.locked(tmp_path / "other", patience=0.0):
+            pass
+        assert [file.name for file in tmp_path.iterdir()] == [".entry.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_owner_was_killed_is_free(tmp_path: Path) -> None:
+    script = f"import os\nfrom pathlib import Path\nfrom danlu.data import store\nwith store.locked(Path({str(tmp_path)!r}, 'entry')): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert [file.name for file in tmp_path.iterdir()] == [".entry.lock"]
+    with store.locked(tmp_path / "entry"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -94,12 +94,17 @@ def test_taking_up_an_earlier_step_forgets_the_later_ones(tmp_path: Path) -> Non
     checkpoints = saved(tmp_path, 1, 2, 3, best=3)
     (tmp_path / ".unfinished-step-00000009").mkdir()
     (tmp_path / ".removed-step-00000008").mkdir()
-    checkpoints.forget_after(2, best=1)
+    checkpoints.forget_after(2, best=1, keep=10)
     assert names(tmp_path) == ["best", "last", "step-00000001", "step-00000002"]
     assert (tmp_path / "last").resolve().name == "step-00000002"
     assert (tmp_path / "best").resolve().name == "step-00000001"
-    checkpoints.forget_after(1, best=None)
+    checkpoints.forget_after(1, best=None, keep=10)
     assert names(tmp_path) == ["last", "step-00000001"]
+
+
+def test_taking_up_a_run_removes_what_a_kill_kept_from_being_removed(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3, 4).forget_after(4, best=1, keep=2)
+    assert names(tmp_path) == ["best", "last", *(f"step-0000000{step}" for step in (1, 3, 4))]
 
 
 def test_a_flipped_bit_is_found_anywhere(tmp_path: Path) -> None:
@@ -267,7 +272,7 @@ def test_an_end_at_any_call_leaves_whole_checkpoints(
         try:
             checkpoints = Checkpoints(tmp_path)
             if done:
-                checkpoints.forget_after(done, best=None)
+                checkpoints.forget_after(done, best=None, keep=10)
             while done < 6:
                 checkpoints.save(snapshot(done + 1), best=randomness.random() < 0.5, keep=1)
                 checkpoints.wait()
@@ -465,5 +470,5 @@ def test_killed_while_one_is_written_the_one_before_is_whole(tmp_path: Path) -> 
     assert names(tmp_path) == [".unfinished-step-00000002", "best", "last", "step-00000001"]
     checkpoints = Checkpoints(tmp_path)
     assert same(checkpoints.load(), 1)
-    checkpoints.forget_after(1, best=1)
+    checkpoints.forget_after(1, best=1, keep=10)
     assert names(tmp_path) == ["best", "last", "step-00000001"]

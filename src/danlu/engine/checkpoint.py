@@ -154,12 +154,13 @@ class Checkpoints:
         self._ranks.each(compare)
         return Saved(wanted, folder, read_manifest(folder, offer), self._ranks)
 
-    def forget_after(self, step: int, best: int | None) -> None:
+    def forget_after(self, step: int, best: int | None, keep: int) -> None:
         """Remove what is later than a step that a run is taken up from again, and what a crash left behind.
 
         Args:
             step: the last one from now on.
             best: the best up to there, if there is one.
+            keep: how many of the newest are kept.
 
         Raises:
             RunError: when it cannot be removed.
@@ -167,7 +168,7 @@ class Checkpoints:
 
         def forget() -> None:
             try:
-                folders.forget_after(self.folder, step, best)
+                folders.forget_after(self.folder, step, best, keep)
             except OSError as error:
                 raise RunError(f"what is later cannot be removed: {_reason(error)}", where=self.folder) from error
 

@@ -45,10 +45,7 @@ def finish(folder: Path, step: int, *, best: bool, keep: int) -> None:
     sync(folder)
     for name in ("last", "best") if best else ("last",):
         _point(folder, name, step)
-    kept = (folder / "best").resolve().name if (folder / "best").exists() else ""
-    for old in all_steps(folder)[:-keep]:
-        if of_step(folder, old).name != kept:
-            _remove(of_step(folder, old))
+    _retain(folder, keep)
 
 
 def abandon(folder: Path, step: int) -> None:
@@ -56,7 +53,7 @@ def abandon(folder: Path, step: int) -> None:
     shutil.rmtree(unfinished(folder, step), ignore_errors=True)
 
 
-def forget_after(folder: Path, step: int, best: int | None) -> None:
+def forget_after(folder: Path, step: int, best: int | None, keep: int) -> None:
     """Remove what is later than a step, and what a crash left behind; point `last` at it, and `best` at the best."""
     for later in (s for s in all_steps(folder) if s > step):
         _remove(of_step(folder, later))
@@ -67,6 +64,15 @@ def forget_after(folder: Path, step: int, best: int | None) -> None:
         (folder / "best").unlink(missing_ok=True)
     else:
         _point(folder, "best", best)
+    _retain(folder, keep)
+
+
+def _retain(folder: Path, keep: int) -> None:
+    """Remove all but the newest and the best."""
+    kept = (folder / "best").resolve().name if (folder / "best").exists() else ""
+    for old in all_steps(folder)[:-keep]:
+        if of_step(folder, old).name != kept:
+            _remove(of_step(folder, old))
 
 
 def _point(folder: Path, name: str, step: int) -> None:

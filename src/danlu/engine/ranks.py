@@ -35,6 +35,8 @@ _LAST_WORDS = timedelta(minutes=2)
 _WORD = "danlu-word"
 _BETWEEN = re.compile(r"gloo|nccl|peer|connect|socket|timed out|timeout|process group", re.IGNORECASE)
 """What errors are about that arise between ranks."""
+_PLACE = re.compile(r"^\[[^]]*\] *")
+"""Where in its own source a library says that something went wrong."""
 _ROOM = 4096
 """Bytes of what ranks usually tell each other; more takes a second round."""
 
@@ -183,7 +185,7 @@ class Ranks:
         except (RuntimeError, dist.DistError) as error:
             if self.size == 1 or not (isinstance(error, dist.DistError) or _BETWEEN.search(str(error))):
                 raise
-            reason = str(error).splitlines()[0][:200]
+            reason = _PLACE.sub("", str(error).splitlines()[0]).split(". ")[0][:200]
             raise LostError(
                 f"rank {self.rank} lost the others: {reason}",
                 do="See which rank ended first, and why; the last checkpoint is whole.",
