@@ -63,6 +63,7 @@ def live(
         AssertionError: when it hangs; it has said where.
     """
     log, begun = folder / "log", time.monotonic()
+    log.write_text("")
     process = _processes.Process(target=_live, args=(log, [*map(str, arguments)], acts))
     process.start()
     process.join(PATIENCE if seconds is None else seconds)
