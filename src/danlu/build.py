@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import psutil
 import torch
@@ -12,17 +13,18 @@ import torch
 from danlu.architecture.checkpoint import load_model
 from danlu.architecture.hub import model_directory
 from danlu.contracts import ArchitectureConfig, SequenceModel
-from danlu.data import Data, DataConfig, Tokenizer, build_data
+from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
-from danlu.engine.guards.weights import trainable
+from danlu.engine.guards.weights import fingerprints, trainable
+from danlu.engine.guards.words import listed
 from danlu.engine.parallel import choose
 from danlu.engine.ranks import ALONE, Ranks, launch_began
 from danlu.engine.recompute import recompute
-from danlu.errors import DataError, RecipeError, UnsupportedError
+from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
-from danlu.recipe import HubModel, Recipe
+from danlu.recipe import HubModel, Recipe, dump_recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROOMY = 0.5
@@ -54,14 +56,38 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             policy = _model(recipe)
             _check_fit(recipe, policy.config, data)
             trainable(policy)
+            alike = _start(recipe, source, policy) if ranks.size > 1 else {}
             recompute(policy, recipe.run.recompute)
             arm(policy, precision, compiled=recipe.run.compile)
             run = recipe.run
             parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
             parallel.lay_out(policy, device.torch)
+        _require_alike(ranks, alike)
         experiment = Experiment(recipe, device, data, source, policy, parallel, began)
         experiment.check_prompts()
     return experiment
+
+
+def _start(recipe: Recipe, source: DataSource, policy: SequenceModel) -> dict[str, Any]:
+    """What is the same on every rank where a run is one run."""
+    return {
+        "recipes": dump_recipe(recipe),
+        "data": source.state_dict(),
+        "weights": sum((2 * i + 1) * value for i, value in enumerate(fingerprints(policy.parameters()))) % 2**64,
+    }
+
+
+def _require_alike(ranks: Ranks, start: Mapping[str, Any]) -> None:
+    """Refuse ranks that start from different things, as from files that differ from machine to machine.
+
+    Raises:
+        RunError: naming what differs, and where.
+    """
+    every = ranks.gather(start)
+    for name in start:
+        if others := [rank for rank, one in enumerate(every) if one[name] != every[0][name]]:
+            what = f"the ranks do not start alike: the {name} of rank {listed(others, 8)} are not those of rank 0"
+            raise RunError(what, do="Give every machine the same files and the same command.")
 
 
 def _own(data: DataConfig, ranks: Ranks) -> DataConfig:

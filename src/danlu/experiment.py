@@ -89,7 +89,7 @@ class Experiment:
             settings.guards,
             updater,
             Clock(settings.max_time, self.steps or None, began=self.began),
-            Repeats(settings.epochs, steps=settings.steps, epochs=self.source.epochs),
+            Repeats(settings.epochs, steps=settings.steps),
             lambda message, step: recorder.event("warning", step=step, message=message),
         )
         return Loop(
@@ -137,7 +137,7 @@ class Experiment:
     def continuations(self) -> Iterable[tuple[str, str]]:
         """The recipe's prompts, and what the model makes of them now."""
         tokenizer = self.data.tokenizer
-        written = complete(self.policy, *self._prompts(), stop=self._stops)
+        written = complete(self.policy, *self._prompts(), stop=self._stops, agree=self.ranks.first)
         self.parallel.settle(self.policy)
         return [(p, tokenizer.decode(e.tokens)) for p, e in zip(self.recipe.run.prompts, written, strict=True)]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.lock import LOCK
 from danlu.engine.ranks import launch_began, leave_word, word_left
 from danlu.errors import RunError
 from danlu.recipe import Recipe, dump_recipe, load_recipe
@@ -21,7 +22,7 @@ _RECIPE = "recipe.yaml"
 
 
 def choose_folder(loaded: Recipe, source: object) -> tuple[str, bool]:
-    """Where the run goes, which is made only once everything is checked; and whether it is there to be gone on with.
+    """Where a run goes, and whether it is there to be gone on with; nothing is made or removed.
 
     That is so when it was begun by an earlier attempt of this launch: `torchrun` makes another when a process was lost.
 
@@ -31,16 +32,31 @@ def choose_folder(loaded: Recipe, source: object) -> tuple[str, bool]:
     named = isinstance(source, str | Path)
     name = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem) if named else "run"
     run = Path(loaded.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(launch_began()))}")
+    begun = bool(Checkpoints(run / "checkpoints").steps())
     if word_left() == str(run):
-        if Checkpoints(run / "checkpoints").steps():
-            return str(run), True
-        shutil.rmtree(run, ignore_errors=True)  # it was lost before there was anything to go on from
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        return str(run), begun
+    if run.exists() and (not run.is_dir() or _content(run)):
         hint = "There is no checkpoint in it to go on from: choose another run.out, or remove it."
-        if Checkpoints(run / "checkpoints").steps():
+        if begun:
             hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
         raise RunError("the run directory exists", where=run, do=hint)
     return str(run), False
+
+
+def make_folder(run: Path) -> None:
+    """Have a run's directory, once everything is checked; what is in it waits for its lock.
+
+    Raises:
+        RunError: when it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the run directory cannot be written: {error.strerror}", where=run) from error
+
+
+def _content(run: Path) -> list[Path]:
+    return [entry for entry in run.iterdir() if entry.name != LOCK]
 
 
 def write_recipe(run: Path, recipe: Recipe) -> None:
@@ -51,14 +67,17 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def begin(run: Path, recipe: Recipe, versions: Mapping[str, Any]) -> None:
-    """Write down what a run is.
+    """Write down what a run is, in a directory that is locked.
 
     Raises:
-        RunError: when that cannot be written; then nothing is left of it.
+        RunError: when another run is there, or it cannot be written; then nothing is left of it.
     """
-    leave_word(str(run))
+    if (there := _content(run)) and word_left() != str(run):
+        raise RunError("another run has begun there meanwhile", where=run, do="Choose another run.out.")
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        for entry in there:  # an earlier attempt of this launch, lost before there was anything to go on from
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        leave_word(str(run))
         write_recipe(run, recipe)
         (run / "versions.json").write_text(json.dumps(versions, indent=1))
     except OSError as error:

@@ -31,6 +31,7 @@ from danlu.run_folder import (
     changes_since,
     choose_folder,
     last_metrics,
+    make_folder,
     recipe_of,
     require_checkpoint,
     write_recipe,
@@ -69,15 +70,16 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
     keep_freed_memory()
     loaded = load_recipe(recipe, overrides)
     require_loggers(loaded.run.loggers)
-    with joined(device_kind(loaded.run.device)) as ranks:
+    with joined(device_kind(loaded.run.device)) as ranks, ranks.together():
         name, begun = ranks.lead(lambda: choose_folder(loaded, recipe))
         run = Path(name)
         if begun:
             return _resumed(run, overrides, ranks, listeners)
         with compilation(loaded.run.compile), closing(assemble(loaded, ranks)) as experiment:
             diagnosis = _examined(experiment)
-            ranks.lead(lambda: begin(run, experiment.recipe, versions(experiment)))
+            ranks.lead(lambda: make_folder(run))
             with locked(run, ranks) as note:
+                ranks.lead(lambda: begin(run, experiment.recipe, versions(experiment)))
                 return _carry_out(run, experiment, listeners, diagnosis=diagnosis, notes=[] if note is None else [note])
 
 
@@ -90,7 +92,7 @@ def resume(run: str | Path, *overrides: str, step: int | None = None, listeners:
     keep_freed_memory()
     run = Path(run)
     wanted = recipe_of(run, overrides).run.device
-    with joined(device_kind(wanted)) as ranks:
+    with joined(device_kind(wanted)) as ranks, ranks.together():
         return _resumed(run, overrides, ranks, listeners, step)
 
 
@@ -160,11 +162,11 @@ def _carry_out(
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
         stack.callback(loop.checkpoints.close)
-        stack.enter_context(ranks.together())
         if resuming:
             restored = loop.restore(step)
+            ranks.wait()  # for what any of them may have against it, before what is later goes
             loop.checkpoints.forget_after(restored, loop.progress.best_step, recipe.run.keep_checkpoints)
-            ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
+            ranks.lead(lambda: _take_up(run, restored, loop.progress.time, recorder, recipe))
             leave_word(str(run))
             recorder.event("resume", step=restored, steps=experiment.steps)
         else:
@@ -198,9 +200,9 @@ def _carry_out(
         return Run(run, reason, ranks.lead(lambda: last_metrics(run)))
 
 
-def _take_up(run: Path, step: int, recorder: Recorder, recipe: Recipe) -> None:
+def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: Recipe) -> None:
     """Leave no row in a run's directory that is later than the checkpoint it goes on from."""
-    recorder.cut_back(step)
+    recorder.cut_back(step, then)
     with _writing(run, "the recipe"):
         write_recipe(run, recipe)  # an override holds for later resumes, too
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,8 +191,8 @@ class Checkpoints:
 
     def _run(self, writing: _Writing, staged: float) -> None:
         start = time.perf_counter()
-        _give_way()
         try:
+            _give_way()
             writing.run()
         except BaseException as error:  # the thread's last words; `wait` repeats them
             self._fault = error
@@ -262,7 +263,8 @@ _NONE_BEFORE = "There is none before it."
 def _give_way() -> None:
     """Let this thread take what the others leave: on a CPU, writing and checksums would hold up every product."""
     if sys.platform == "linux":  # where threads have a priority each
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        with suppress(OSError):  # some containers allow none to be changed
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
 def _kept(file: Path) -> Entry:

@@ -128,9 +128,14 @@ class Guards:
 
     def state_dict(self) -> dict[str, Any]:
         """What of the run so far they go by, as JSON."""
-        return {"spike": self._spike.state_dict(), "skips": self._skips.state_dict()}
+        return {"spike": self._spike.state_dict(), "skips": self._skips.state_dict(), "troubled": self._troubled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._spike.load_state_dict(state["spike"])
         self._skips.load_state_dict(state["skips"])
+        self._troubled = int(state["troubled"])
+
+    def resumed(self, epochs: float) -> None:
+        """The run goes on after so many passes over the data."""
+        self._repeats.resumed(epochs)

@@ -15,7 +15,8 @@ from typing import IO, Any
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError
 
-_NAME = ".lock"
+LOCK = ".lock"
+"""The name of the file in a run's directory."""
 _ABSENT = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system answers that has no locks."""
 _held: set[IO[str]] = set()
@@ -52,7 +53,7 @@ def locked(run: Path, ranks: Ranks = ALONE) -> Iterator[str | None]:
         yield note
     finally:
         if file is not None and not file.closed:  # as it is in a forked child
-            _give_back(file, run / _NAME)
+            _give_back(file, run / LOCK)
 
 
 def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
@@ -61,7 +62,7 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:
         return None, f"{run} is not locked, since this system has no flock: let no second process work in it"
-    path = run / _NAME
+    path = run / LOCK
     while True:
         try:
             file = path.open("a+", encoding="utf-8")

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,21 +60,31 @@ class Recorder:
         for listener in self._listeners:
             listener.close()
 
-    def cut_back(self, step: int) -> None:
-        """Forget what lies after a step, so that no step is ever there twice.
+    def cut_back(self, step: int, then: float | None = None) -> None:
+        """Forget what was measured after a step, so that no step is ever there twice.
+
+        Args:
+            step: the last one from now on.
+            then: events that are later than this time and of a later step are forgotten, too; None keeps all.
 
         Raises:
             RunError: when that cannot be written.
         """
-        for name in ("metrics.jsonl", "events.jsonl"):
-            file = self._run / name
-            if file.exists():
-                rows = (_row(line) for line in file.read_text(encoding="utf-8").splitlines())
-                kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
-                unfinished = file.with_suffix(".tmp")
-                with _writing(file):
-                    unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
-                    unfinished.replace(file)
+        self._keep("metrics.jsonl", lambda row: row.get("step", 0) <= step)
+        if then is not None:
+            self._keep("events.jsonl", lambda row: row.get("time", 0.0) <= then or row.get("step", 0) <= step)
+
+    def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Leave only the wanted rows in a file; a row that a crash cut short is none."""
+        file = self._run / name
+        if not file.exists():
+            return
+        rows = (_row(line) for line in file.read_text(encoding="utf-8").split("\n"))
+        kept = [row for row in rows if row is not None and wanted(row)]
+        unfinished = file.with_suffix(".tmp")
+        with _writing(file):
+            unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
+            unfinished.replace(file)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if self._silent:
