@@ -204,6 +204,7 @@ def test_when_a_process_that_encodes_dies_none_of_the_others_is_left(
     with closing(TokenCache(encoder, folder, workers=2)) as cache:
         pool = at_work(cache, chunks, 2)
         every = list(pool._processes.values())
+        pool.submit(time.sleep, 60)
         with pytest.raises(BrokenProcessPool):
             pool.submit(os._exit, 1).result(60)
         until = time.monotonic() + 5
