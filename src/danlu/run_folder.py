@@ -13,6 +13,7 @@ from typing import Any
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.lock import LOCK
 from danlu.engine.ranks import launch_began, leave_word, word_left
+from danlu.engine.record import rows_of
 from danlu.errors import RunError
 from danlu.recipe import Recipe, dump_recipe, load_recipe
 from danlu.resuming import changes, refuse_or_tell
@@ -123,7 +124,7 @@ def recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
 
 def last_metrics(run: Path) -> dict[str, Any]:
     """The last row that was measured on held-out data, or the last row there is."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = list(rows_of(run / "metrics.jsonl"))
     measured = [row for row in rows if "held_out_loss" in row]
     last: dict[str, Any] = (measured or rows or [{}])[-1]
     return last

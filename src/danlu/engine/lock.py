@@ -83,9 +83,10 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
                 )
             raise raised from None
         _held.add(file)
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
-        file.flush()
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        with suppress(OSError):  # a full disk: it is only for people to read
+            file.truncate(0)
+            os.write(file.fileno(), json.dumps(owner).encode())  # past the buffer, which would be written at its end
         return file, None
 
 

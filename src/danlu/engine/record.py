@@ -75,12 +75,11 @@ class Recorder:
             self._keep("events.jsonl", lambda row: row.get("time", 0.0) <= then or row.get("step", 0) <= step)
 
     def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Leave only the wanted rows in a file; a row that a crash cut short is none."""
+        """Leave only the wanted rows in a file."""
         file = self._run / name
         if not file.exists():
             return
-        rows = (_row(line) for line in file.read_text(encoding="utf-8").split("\n"))
-        kept = [row for row in rows if row is not None and wanted(row)]
+        kept = [row for row in rows_of(file) if wanted(row)]
         unfinished = file.with_suffix(".tmp")
         with _writing(file):
             unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
@@ -112,6 +111,24 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain, ensure_ascii=False)
 
 
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, in order, without a line that a crash cut short.
+
+    Only a newline ends a line: the other characters that Unicode breaks lines at may stand in a text.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError:  # also what is cut within a character
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
 def require_loggers(names: Sequence[str]) -> None:
     """What these loggers need is installed.
 
@@ -121,15 +138,6 @@ def require_loggers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise _absent(name)
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """A line's object; a line that a crash cut short is none."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 class TensorBoard:
