@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from danlu.build import Experiment
     from danlu.contracts import Batch
     from danlu.data import Corpus
     from danlu.engine.device import Device
     from danlu.engine.update import Updater
+    from danlu.experiment import Experiment
 
 UPDATES = 10
 WARM_UP = 3

@@ -18,7 +18,7 @@ from danlu.errors import CheckpointError, UnsupportedError
 from evaluation.chats import checkpoint, learned
 
 TALK = "import sys; from danlu.chat_terminal import chat; chat(sys.argv[1], max_tokens=int(sys.argv[2]), temperature=0)"
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Talk:

@@ -266,6 +266,20 @@ def test_train_report_and_generate_say_one_json_object_a_line(say: Say, tmp_path
     assert [row["text"] for row in answer.rows] == texts
 
 
+@pytest.mark.parametrize(("launcher", "status"), [({}, 124), ({"TORCHELASTIC_RESTART_COUNT": "0"}, 0)])
+def test_a_run_whose_time_is_over_says_so_and_goes_on_later(
+    say: Say, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: dict[str, str], status: int
+) -> None:
+    with monkeypatch.context() as within:
+        for name, value in launcher.items():
+            within.setenv(name, value)
+        answer = say("train", file, "run.max_time=0.001", "run.prompts=[]")
+    assert (answer.status, answer.err, answer.rows[-1]["reason"]) == (status, "", "max_time")
+    assert not (tmp_path / "run" / "final").exists()
+    answer = say("resume", tmp_path / "run", "run.max_time=null")
+    assert (answer.status, answer.rows[0]["step"], answer.rows[-1]["reason"]) == (0, 1, "done")
+
+
 def test_rows_that_are_not_finite_are_still_json(
     say: Say, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

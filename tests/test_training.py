@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,15 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> Non
 
 
 class Full:
-    """Fills the disk when a step has been written down: no file may be larger than so many bytes."""
+    """Fills the disk once a step, and a checkpoint of this run, are there: no file may be larger than so many bytes."""
 
-    def __init__(self, step: int, size: int) -> None:
-        self.step, self.limit = step, no_file_larger_than(size)
+    def __init__(self, step: int, size: int, run: Path | None = None) -> None:
+        self.run, self.step, self.limit = run, step, no_file_larger_than(size)
 
     def metrics(self, row: dict[str, Any]) -> None:
         if row["step"] == self.step:
+            while self.run is not None and not checkpoints(self.run):
+                time.sleep(0.01)
             self.limit.__enter__()
 
     def event(self, event: dict[str, Any]) -> None:
@@ -152,12 +155,13 @@ class Full:
 
 
 @pytest.mark.parametrize(
-    ("size", "what"), [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "metrics"), (500, "metrics")]
+    ("size", "what"),
+    [(50_000, "the checkpoint of step 8 could not be written"), (2_000, "jsonl: the file"), (500, "jsonl: the file")],
 )
 def test_a_disk_that_fills_up_ends_the_run_with_the_checkpoint_before(tmp_path: Path, size: int, what: str) -> None:
     made = recipe(tmp_path, QWEN3, eval_every=4, checkpoint_every=4)
     with pytest.raises(RunError, match=what) as caught:
-        danlu.train(made, listeners=[Full(6, size)])
+        danlu.train(made, listeners=[Full(6, size, tmp_path / "run")])
     assert "\n" not in str(caught.value)
     run = tmp_path / "run"
     assert checkpoints(run) == [4]

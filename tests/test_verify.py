@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 import danlu
 from commands import Say
-from danlu.build import Experiment
 from danlu.contracts import Outcome
 from danlu.data.chat import Chat
 from danlu.engine.loop import Loop
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, RunError
+from danlu.experiment import Experiment
 from danlu.method.next_token import NextToken
 from danlu.packed import Packed
+from danlu.recipe import dump_recipe
 from danlu.sight import Sight
 from danlu.verifying import Checked, gradients, neighbours, processes, runs, serving
 from danlu.verifying.checks import CHECKS
@@ -112,6 +113,23 @@ def test_all_that_applies_holds_on_text_and_nothing_is_left(tmp_path: Path, mode
     assert 0 < found.checks[0].error < found.checks[0].tolerance  # it is other arithmetic
     assert {each.name for each in tmp_path.iterdir()} == {"documents.jsonl", "cache", "temporary"}
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_of_data_that_end_what_there_is_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text('{"text": "the first"}\n{"text": "the second"}\n')
+    raw = dump_recipe(danlu.load_recipe(recipe(tmp_path, GPT2)))
+    raw["data"]["train"] = [{"files": str(tmp_path / "few.jsonl"), "epochs": 1}]
+    raw["data"]["held_out"] = None
+    with prepared(danlu.load_recipe(raw), tmp_path) as made:
+        assert len(made.groups) == 2
+
+
+def test_a_recipe_for_a_ring_is_looked_at_by_one_process(tmp_path: Path) -> None:
+    shared = danlu.load_recipe(recipe(tmp_path, GPT2, pack_tokens=16, context_parallel=2))
+    assert shared.run.pack_tokens < shared.data.context
+    with prepared(shared, tmp_path) as made:
+        assert made.experiment.recipe.run.pack_tokens == 32
+        assert gradients.micro_batches_and_order(made).verdict == "holds"
 
 
 @pytest.mark.parametrize("bridge", ["false", "true"])

@@ -80,8 +80,10 @@ def _finish(run: object) -> None:
     assert isinstance(run, training.Run)
     if _speaks():
         console.show_result(run)
+    if run.reason == "max_time":  # any status but 0 has `torchrun` begin it anew, its time being over
+        raise typer.Exit(0 if "TORCHELASTIC_RESTART_COUNT" in os.environ else _OUT_OF_TIME)
     if run.reason != "done":
-        raise typer.Exit(_OUT_OF_TIME if run.reason == "max_time" else 128 + signal.Signals[run.reason])
+        raise typer.Exit(128 + signal.Signals[run.reason])
 
 
 @app.command()

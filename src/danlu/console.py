@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from rich.console import Console as Rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from danlu.engine.record import json_line
+from danlu.engine.record import json_line, rows_of
 from danlu.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Console:
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
+        self._draws = self._terminal and os.environ.get("RANK", "0") == "0"  # the others of its ranks hear nothing
         self._spoke = 0.0
         self._steps: int | None = None
         self._rich = Rich()
@@ -36,7 +37,7 @@ class Console:
         self._task = self._progress.add_task("", total=None)
 
     def __enter__(self) -> Self:
-        if self._terminal:
+        if self._draws:
             self._progress.start()
         return self
 
@@ -76,7 +77,7 @@ class Console:
 
     def close(self) -> None:
         """See `Listener`."""
-        if self._terminal:
+        if self._draws:
             self._progress.stop()
 
     def _say(self, row: Mapping[str, Any]) -> None:
@@ -114,7 +115,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 
 def show_result(run: Run) -> None:
     """What came of a run."""
-    samples = [e for e in _events(run) if e["kind"] == "sample"]
+    samples = [e for e in rows_of(run.path / "events.jsonl") if e["kind"] == "sample"]
     report = run.path / "report.html"
     if not sys.stdout.isatty():
         sample = samples[-1]["prompt"] + samples[-1]["text"] if samples else None
@@ -168,8 +169,3 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def _events(run: Run) -> list[dict[str, Any]]:
-    lines = (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]

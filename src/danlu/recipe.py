@@ -61,20 +61,22 @@ class RunConfig(Config):
     device: str = "auto"
     """auto, cpu, cuda, or another accelerator torch knows."""
     threads: int | None = Field(None, ge=1)
-    """Processor threads; all cores by default."""
+    """Processor threads of each process; by default all cores, shared between the processes of a machine."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of activations and products; weights, gradients and the optimiser's averages stay float32."""
     compile: bool = False
     """Compile the blocks: faster steps after a start-up of about a minute; needs a C++ compiler on a CPU."""
     parallel: Mode = "auto"
-    """How a run of several processes (torchrun) lies over them: ddp, zero1, zero2, zero3; auto keeps the model whole
-    where it has room."""
+    """What each of several processes (`torchrun`) keeps: `ddp` everything; `zero1` a share of the optimiser's averages,
+    `zero2` of gradients too, `zero3` of weights too; `auto` is ddp where that has room, else zero3."""
     context_parallel: int = Field(1, ge=1)
-    """So many ranks share the rows of each pack, for sequences too long for one (ring attention)."""
+    """So many processes share the rows of each pack (ring attention), which may be so many times as long: for sequences
+    too long for one of them. 1 is none."""
     recompute: Recomputed = "none"
-    """Activations that are made again in backward instead of kept, which changes no result: selective, full."""
+    """Activations that are made again in backward instead of kept: `selective` all but the dearest (matrix products,
+    attention), `full` all of a block. Less memory for more time; changes no result."""
     pack_tokens: int = Field(4096, ge=1)
-    """Tokens that go through at once on a rank, at most: a matter of memory, which changes no result."""
+    """Tokens that go through at once on a process, at most: a matter of memory, which changes no result."""
     eval_every: int | None = Field(None, ge=1)
     """Updates between measurements on held-out data; by default ten in a run."""
     checkpoint_every: int | None = Field(None, ge=1)
@@ -86,7 +88,8 @@ class RunConfig(Config):
     prompt_tokens: int = Field(64, ge=1)
     """Tokens that each of them is continued by."""
     max_time: Duration | None = None
-    """How long a session may take ("90s", "30m", "2h", "1d"): the run then ends with a checkpoint."""
+    """How long a session may take ("90s", "30m", "2h", "1d", "1:30:00"): it ends in time, with a checkpoint that
+    `danlu resume` goes on from."""
     guards: GuardConfig = Field(default_factory=GuardConfig)
     """What is watched while it runs."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -126,6 +129,13 @@ class Recipe(Config):
         if longest is not None and self.data.context > longest:
             raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
         return self
+
+    @property
+    def alone(self) -> Recipe:
+        """The same for one process, on which packs that a ring would share are as large."""
+        ring = self.run.context_parallel
+        alone = {"context_parallel": 1, "pack_tokens": self.run.pack_tokens * ring}
+        return self.model_copy(update={"run": self.run.model_copy(update=alone)})
 
 
 def builtin_recipes() -> list[str]:

@@ -137,7 +137,8 @@ def changes(
         sentence = f"{key} is {_shown(new)} from here on, and was {_shown(old)}: {rule.told}"
         if rule.rate and not told and step is not None and None not in rates and rates[0] != rates[1]:
             by = " by the old horizon" if key in ("run.steps", "run.epochs") else ""
-            sentence += f"; the learning rate of step {step + 1} was {rates[0]:.4g}{by} and is {rates[1]:.4g}"
+            about = "about " if epochs else ""  # by what was read when the checkpoint was written
+            sentence += f"; the learning rate of step {step + 1} was {about}{rates[0]:.4g}{by} and is {rates[1]:.4g}"
             told = True
         found.append(Change(key, old, new, rule.kind, sentence))
     return found

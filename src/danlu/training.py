@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 
-from danlu.build import Experiment, assemble
+from danlu.build import assemble
 from danlu.checking import diagnose
-from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import device_kind, keep_freed_memory
 from danlu.engine.lock import locked
-from danlu.engine.ranks import Ranks, joined, launch_began, leave_word, word_left
+from danlu.engine.ranks import Ranks, joined, leave_word, word_left
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
+from danlu.experiment import Experiment
 from danlu.insight.doctor import Diagnosis, summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
 from danlu.recipe import Recipe, dump_recipe, load_recipe
-from danlu.resuming import changes, refuse_or_tell
-from danlu.yaml_text import to_yaml
+from danlu.run_facts import data_facts, model_facts, plan, versions
+from danlu.run_folder import (
+    begin,
+    changes_since,
+    choose_folder,
+    last_metrics,
+    make_folder,
+    recipe_of,
+    require_checkpoint,
+    write_recipe,
+)
 
-_RECIPE = "recipe.yaml"
 _LOOKED_AT = 2000
 """Rows that are looked at before a run."""
 
@@ -69,15 +70,16 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
     keep_freed_memory()
     loaded = load_recipe(recipe, overrides)
     require_loggers(loaded.run.loggers)
-    with joined(device_kind(loaded.run.device)) as ranks:
-        name, begun = ranks.lead(lambda: _run_directory(loaded, recipe))
+    with joined(device_kind(loaded.run.device)) as ranks, ranks.together():
+        name, begun = ranks.lead(lambda: choose_folder(loaded, recipe))
         run = Path(name)
         if begun:
             return _resumed(run, overrides, ranks, listeners)
         with compilation(loaded.run.compile), closing(assemble(loaded, ranks)) as experiment:
             diagnosis = _examined(experiment)
-            ranks.lead(lambda: _begin(run, experiment))
+            ranks.lead(lambda: make_folder(run))
             with locked(run, ranks) as note:
+                ranks.lead(lambda: begin(run, experiment.recipe, versions(experiment)))
                 return _carry_out(run, experiment, listeners, diagnosis=diagnosis, notes=[] if note is None else [note])
 
 
@@ -89,45 +91,22 @@ def resume(run: str | Path, *overrides: str, step: int | None = None, listeners:
     """
     keep_freed_memory()
     run = Path(run)
-    wanted = _recipe_of(run, overrides).run.device
-    with joined(device_kind(wanted)) as ranks:
+    wanted = recipe_of(run, overrides).run.device
+    with joined(device_kind(wanted)) as ranks, ranks.together():
         return _resumed(run, overrides, ranks, listeners, step)
 
 
 def _resumed(
     run: Path, overrides: Sequence[str], ranks: Ranks, listeners: Sequence[Listener], step: int | None = None
 ) -> Run:
-    recipe = _recipe_of(run, overrides)
+    recipe = recipe_of(run, overrides)
     with locked(run, ranks) as note:
-        ranks.lead(lambda: _require_checkpoint(run))
-        told = [*([] if note is None else [note]), *ranks.lead(lambda: _changes(run, recipe, step))]
+        ranks.lead(lambda: require_checkpoint(run))
+        if ranks.lead(lambda: word_left() == str(run)):
+            step = None  # an earlier attempt of this launch has gone back there already, and come further
+        told = [*([] if note is None else [note]), *ranks.lead(lambda: changes_since(run, recipe, step))]
         with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
             return _carry_out(run, experiment, listeners, resuming=True, step=step, notes=told)
-
-
-def _require_checkpoint(run: Path) -> None:
-    if not Checkpoints(run / "checkpoints").steps():
-        hint = f"Begin it anew elsewhere: danlu train {run / _RECIPE} run.out=DIR."
-        raise RunError("the run ended before its first checkpoint", where=run, do=hint)
-
-
-def _changes(run: Path, recipe: Recipe, step: int | None) -> list[str]:
-    """What is not as it was when the checkpoint was written, a sentence each.
-
-    Raises:
-        RecipeError: for what may not change.
-    """
-    then = Checkpoints(run / "checkpoints").peek(step)
-    if "recipe" not in then:
-        return []
-    done = then.get("progress", {}).get("step")
-    return refuse_or_tell(changes(then["recipe"], dump_recipe(recipe), step=done), run)
-
-
-def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
-    if not (run / _RECIPE).is_file():
-        raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
-    return load_recipe(run / _RECIPE, overrides)
 
 
 def _examined(experiment: Experiment) -> Diagnosis | None:
@@ -152,78 +131,12 @@ def _diagnosed(experiment: Experiment) -> Diagnosis:
 
 
 def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
-    """Make and check everything a recipe names, write nothing, and say what would run."""
-    loaded = load_recipe(recipe, overrides)
+    """Make and check everything a recipe names, write nothing, and say what would run, on one process."""
+    loaded = load_recipe(recipe, overrides).alone
     require_loggers(loaded.run.loggers)
-    _run_directory(loaded, recipe)
+    choose_folder(loaded, recipe)
     with closing(assemble(loaded)) as experiment:
-        return _plan(experiment)
-
-
-def _plan(experiment: Experiment) -> dict[str, Any]:
-    policy, data = experiment.policy, experiment.data
-    parameters = sum(p.numel() for p in policy.parameters())
-    groups = [experiment.recipe.method.group(sample) for sample in experiment.source.draw()]
-    packs = list(experiment.updater().packs(groups))
-    flops = sum(3 * policy.flops(b.packed, len(b.targets)) for b in packs)
-    tokens = sum(len(b) for b in packs)
-    peak = experiment.device.peak_flops(policy.compute_dtype)
-    return {
-        "device": experiment.device.name,
-        "architecture": policy.config.model_type,
-        "parameters": parameters,
-        "train_documents": data.train.num_documents,
-        "train_samples": data.train.expected[0],
-        "train_tokens": data.train.expected[1],
-        "held_out_samples": 0 if data.held_out is None else len(data.held_out),
-        "vocabulary": data.tokenizer.vocab_size,
-        "steps": experiment.steps,
-        "first_step": {"samples": len(groups), "tokens": tokens, "packs": len(packs)},
-        "weights_gradients_optimizer_bytes": 4 * parameters * 4,
-        "seconds_at_least": experiment.steps * flops / peak,
-    }
-
-
-def _run_directory(loaded: Recipe, source: object) -> tuple[str, bool]:
-    """Where the run goes, which is made only once everything is checked; and whether it is there to be gone on with.
-
-    That is so when it was begun by an earlier attempt of this launch: `torchrun` makes another when a process was lost.
-
-    Raises:
-        RunError: when it exists otherwise.
-    """
-    named = isinstance(source, str | Path)
-    name = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem) if named else "run"
-    run = Path(loaded.run.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(launch_began()))}")
-    if word_left() == str(run):
-        if Checkpoints(run / "checkpoints").steps():
-            return str(run), True
-        shutil.rmtree(run, ignore_errors=True)  # it was lost before there was anything to go on from
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        hint = "There is no checkpoint in it to go on from: choose another run.out, or remove it."
-        if Checkpoints(run / "checkpoints").steps():
-            hint = f"Go on with it by: danlu resume {run}; or choose another run.out."
-        raise RunError("the run directory exists", where=run, do=hint)
-    return str(run), False
-
-
-def _write_recipe(run: Path, recipe: Recipe) -> None:
-    """Write down what the run is, whole or not at all."""
-    unfinished = run / f".{_RECIPE}"
-    unfinished.write_text(to_yaml(dump_recipe(recipe)), encoding="utf-8")
-    unfinished.replace(run / _RECIPE)
-
-
-def _begin(run: Path, experiment: Experiment) -> None:
-    """Write down what the run is."""
-    leave_word(str(run))
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        _write_recipe(run, experiment.recipe)
-        (run / "versions.json").write_text(json.dumps(_versions(experiment), indent=1))
-    except OSError as error:
-        shutil.rmtree(run, ignore_errors=True)
-        raise RunError(f"the run directory cannot be written: {error.strerror}", where=run) from error
+        return plan(experiment)
 
 
 def _carry_out(
@@ -249,15 +162,16 @@ def _carry_out(
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
         stack.callback(loop.checkpoints.close)
-        stack.enter_context(ranks.together())
         if resuming:
             restored = loop.restore(step)
+            ranks.wait()  # for what any of them may have against it, before what is later goes
             loop.checkpoints.forget_after(restored, loop.progress.best_step, recipe.run.keep_checkpoints)
-            ranks.lead(lambda: _take_up(run, restored, recorder, recipe))
+            ranks.lead(lambda: _take_up(run, restored, loop.progress.time, recorder, recipe))
+            leave_word(str(run))
             recorder.event("resume", step=restored, steps=experiment.steps)
         else:
             recorder.event("start", steps=experiment.steps)
-        told = _data_facts(experiment)
+        told = data_facts(experiment)
         recorder.event("data", **told)
         for note in notes:
             recorder.event("note", message=note)
@@ -278,24 +192,24 @@ def _carry_out(
         if reason == "done":
             with _writing(run, "the end of the run"):
                 experiment.export(run / "final")
-        if (now := _data_facts(experiment)) != told:  # what was read only later
+        if (now := data_facts(experiment)) != told:  # what was read only later
             recorder.event("data", **now)
         recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
         with _writing(run, "the end of the run"):
             ranks.lead(lambda: str(write_report(run)))
-        return Run(run, reason, ranks.lead(lambda: _last_metrics(run)))
+        return Run(run, reason, ranks.lead(lambda: last_metrics(run)))
 
 
-def _take_up(run: Path, step: int, recorder: Recorder, recipe: Recipe) -> None:
+def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: Recipe) -> None:
     """Leave no row in a run's directory that is later than the checkpoint it goes on from."""
-    recorder.cut_back(step)
+    recorder.cut_back(step, then)
     with _writing(run, "the recipe"):
-        _write_recipe(run, recipe)  # an override holds for later resumes, too
+        write_recipe(run, recipe)  # an override holds for later resumes, too
 
 
 def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder: Recorder) -> None:
     """Write down what is trained, and what the doctor saw."""
-    recorder.event("model", **_model_facts(experiment))
+    recorder.event("model", **model_facts(experiment))
     for note in experiment.notes:
         recorder.event("note", message=note)
     write_html(diagnosis, run / "data.html")
@@ -330,56 +244,3 @@ def _signals() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _versions(experiment: Experiment) -> dict[str, Any]:
-    packages = {}
-    for package in ("danlu", "numpy", "safetensors", "tokenizers"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = "unknown"
-    recipe = experiment.recipe
-    return {
-        **packages,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": {
-            **experiment.device.describe(),
-            "peak_flops": experiment.device.peak_flops(experiment.policy.compute_dtype),
-        },
-        "precision": recipe.run.precision,
-        "seed": recipe.run.seed,
-    }
-
-
-def _data_facts(experiment: Experiment) -> dict[str, Any]:
-    data = experiment.data
-    facts = asdict(data.train.statistics)
-    measured = {} if data.held_out is None else asdict(data.held_out.statistics)
-    counts, edges = np.histogram(experiment.source.lengths, bins=min(40, max(1, experiment.recipe.data.context)))
-    return {
-        "bytes": facts.pop("num_bytes"),
-        **facts,
-        "held_out_samples": 0 if data.held_out is None else len(data.held_out),
-        "held_out": {name: value for name, value in measured.items() if value},
-        "vocab_size": data.tokenizer.vocab_size,
-        "length_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-    }
-
-
-def _model_facts(experiment: Experiment) -> dict[str, Any]:
-    parameters = list(experiment.policy.parameters())
-    return {
-        "architecture": experiment.policy.config.model_type,
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-    }
-
-
-def _last_metrics(run: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    measured = [row for row in rows if "held_out_loss" in row]
-    last: dict[str, Any] = (measured or rows or [{}])[-1]
-    return last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -17,7 +16,7 @@ import tiny
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts import attention as attention_module
-from danlu.parts.attention import Backend, attend_reference, backend_for
+from danlu.parts.attention import Asked, Backend, attend_reference, backend_for
 from danlu.parts.linear import Dropout
 from danlu.parts.readout import Hidden, Likelihood, Logits
 from danlu.sight import Sight
@@ -120,9 +119,9 @@ class Recorder:
         return packed.sight
 
     def backend(self, layer: int) -> Backend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight, **asked: Any) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight, asked: Asked) -> Tensor:
             self.shapes.setdefault(layer, []).extend([tuple(k.shape), tuple(v.shape)])
-            return backend_for(q.device)(q, k, v, sight, **asked)
+            return backend_for(q.device)(q, k, v, sight, asked)
 
         return attend
 

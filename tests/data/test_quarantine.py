@@ -62,6 +62,19 @@ def test_bad_rows_are_set_aside_once_and_counted_and_the_rest_is_used(
     assert put_aside(folder, "rows.jsonl") == found
 
 
+def test_of_several_ranks_the_first_sets_rows_aside(
+    path: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ranks = tmp_path / "bad", []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        ranks.append(collection(path, tokenizer, folder))
+    for made in reversed(ranks):  # whichever comes first
+        assert made.whole().statistics.faults == len(BAD)
+        assert folder.exists() == (made is ranks[0])
+    assert len(put_aside(folder, "rows.jsonl")) == len(BAD)
+
+
 def test_rows_of_any_form_are_set_aside_by_the_line_of_the_users_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder = tmp_path / "bad"
     (tmp_path / "a.csv").write_text('text,b\n"one\ntwo",1\n3\n')

@@ -242,7 +242,7 @@ class _Killed(BaseException):
     pass
 
 
-CALLS = [(os, "replace"), (os, "fsync"), (os, "unlink"), (staging, "save_file"), (hashlib, "file_digest")]
+CALLS = [(os, "replace"), (os, "fsync"), (os, "unlink"), (staging, "save_tensors"), (hashlib, "file_digest")]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -300,13 +300,13 @@ def test_nothing_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 def test_what_changes_after_it_was_handed_over_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every round, since memory is used again; the writer waits until all has changed."""
     changed = threading.Event()
-    plain = staging.save_file
+    plain = staging.save_tensors
 
     def late(*arguments: Any, **options: Any) -> None:
         assert changed.wait(10)
         plain(*arguments, **options)
 
-    monkeypatch.setattr(staging, "save_file", late)
+    monkeypatch.setattr(staging, "save_tensors", late)
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
         changed.clear()
@@ -325,13 +325,13 @@ def test_what_changes_after_it_was_handed_over_is_not_written(tmp_path: Path, mo
 
 
 def test_the_next_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = staging.save_file
+    plain = staging.save_tensors
 
     def slow(*arguments: Any, **options: Any) -> None:
         time.sleep(0.1)
         plain(*arguments, **options)
 
-    monkeypatch.setattr(staging, "save_file", slow)
+    monkeypatch.setattr(staging, "save_tensors", slow)
     checkpoints = saved(tmp_path, 1, 2, 3)
     assert [same(checkpoints.load(step), step) for step in (1, 2, 3)] == [True] * 3
 
@@ -444,7 +444,7 @@ from engine.test_checkpoint import snapshot
 checkpoints = Checkpoints(Path(sys.argv[1]))
 checkpoints.save(snapshot(1), best=True, keep=1)
 checkpoints.wait()
-plain = staging.save_file
+plain = staging.save_tensors
 
 def half(tensors, file, metadata):
     plain(tensors, file, metadata=metadata)
@@ -452,7 +452,7 @@ def half(tensors, file, metadata):
     print("in the middle", flush=True)
     time.sleep(60)
 
-staging.save_file = half
+staging.save_tensors = half
 checkpoints.save(snapshot(2), best=True, keep=1)
 print("the run goes on", flush=True)
 time.sleep(60)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from danlu.build import Experiment
 from danlu.contracts import Batch, Outcome
 from danlu.engine.guards.nonfinite import Trace, trace_nonfinite
 from danlu.engine.guards.watch import watching
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import Ranks
 from danlu.engine.update import Updater
+from danlu.experiment import Experiment
 from danlu.method.next_token import NextToken
 
 from .runs import QWEN3, assert_same_tensors, experiment, groups, recipe

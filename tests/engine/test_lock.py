@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -185,3 +186,18 @@ def test_ranks_that_do_not_lead_hold_nothing_and_hear_what_became_of_it(tmp_path
     assert all(isinstance(error, RunError) and error.told for error in errors)
     assert len({str(error) for error in errors}) == 1
     assert f"in use by process {os.getpid()} " in str(errors[0])
+
+
+def test_where_its_words_cannot_be_written_it_is_a_lock_all_the_same(tmp_path: Path) -> None:
+    bound = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, bound[1]))  # as on a full disk
+    try:
+        with locked(tmp_path) as note:
+            resource.setrlimit(resource.RLIMIT_FSIZE, bound)
+            assert note is None
+            assert not (tmp_path / ".lock").read_bytes()
+            with pytest.raises(RunError, match=r"in use by another process"), locked(tmp_path):
+                raise AssertionError("two hold it")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bound)
+    assert not list(tmp_path.iterdir())

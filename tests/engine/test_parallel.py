@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from danlu.build import Experiment, assemble
+from danlu.build import assemble
 from danlu.data import deal
 from danlu.engine.parallel import Mode, Replicated, choose
 from danlu.engine.ranks import ALONE, Ranks, launched
 from danlu.errors import RecipeError, RunError
+from danlu.experiment import Experiment
 from danlu.recipe import load_recipe
 from ranks import run_ranks
 
@@ -302,3 +303,41 @@ def made_with_little_room(made: dict[str, Any]) -> str:
         turn.return_value = nullcontext()
         assemble(load_recipe(made, ["run.parallel=zero3"]), ranks).close()
         return "in turn" if turn.called else "at once"
+
+
+def test_gradients_travel_as_often_as_each_stage_needs(tmp_path: Path) -> None:
+    """Bytes a rank gives to be reduced in one update, as shares of the model's, by its number of packs."""
+    made = recipe(tmp_path, UNTIED)
+    made["data"]["step_samples"] = 12
+    (packs, sent), _ = run_ranks(bytes_sent, 2, made)
+    assert packs >= 3
+    once = pytest.approx(1.0, abs=0.05)
+    assert sent["ddp"] == once
+    assert sent["zero1"] == once
+    assert sent["zero2"] == sent["zero3"] == pytest.approx(packs, rel=0.05)
+
+
+def bytes_sent(made: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    sent, packs = {}, 0
+    for mode in MODES:
+        parts = assemble(load_recipe(made, [f"run.parallel={mode}"]), launched())
+        total = sum(p.numel() * p.element_size() for p in parts.policy.parameters())
+        one, given = parts.updater(), [0]
+
+        def counted(reduce: Any, which: int, given: list[int] = given) -> Any:
+            def call(*args: Any, **named: Any) -> Any:
+                tensor = named.get("input", args[which] if len(args) > which else None)
+                given[0] += tensor.numel() * tensor.element_size()
+                return reduce(*args, **named)
+
+            return call
+
+        packs = one.gradient(one.groups(source(parts).draw()), 0).packs // 2
+        with (
+            mock.patch.object(dist, "all_reduce", counted(dist.all_reduce, 0)),
+            mock.patch.object(dist, "reduce_scatter_single", counted(dist.reduce_scatter_single, 1)),
+        ):
+            one.gradient(one.groups(source(parts).draw()), 0)
+        sent[mode] = given[0] / total
+        parts.close()
+    return packs, sent

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 import danlu
-from danlu.engine.record import Recorder, TensorBoard, WeightsAndBiases, json_line
+from danlu.console import show_result
+from danlu.engine.record import Recorder, TensorBoard, WeightsAndBiases, json_line, rows_of
 from danlu.errors import RunError, UnsupportedError
+from danlu.run_folder import last_metrics
+from danlu.training import Run
 
 from .runs import lines, recipe
 
@@ -68,6 +71,20 @@ def test_cutting_back_keeps_what_is_not_later(tmp_path: Path) -> None:
     recorder.metrics({"step": 4})
     assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_row_ends_at_a_newline_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\u2028b\u2029c\x85d\x1ce\r\nf"
+    recorder = Recorder(tmp_path)
+    recorder.event("sample", step=1, prompt="", text=text)
+    recorder.metrics({"step": 1, "word": text})
+    recorder.cut_back(1)
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write('{"text": "é'.encode()[:-1])  # a crash cuts where it likes
+    assert [row["text"] for row in rows_of(tmp_path / "events.jsonl")] == [text]
+    assert last_metrics(tmp_path) == {"step": 1, "word": text}
+    show_result(Run(tmp_path, "done", {}))
+    assert json.loads(capsys.readouterr().out)["sample"] == text
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from danlu.build import Experiment, assemble
+from danlu.build import assemble
 from danlu.contracts import Batch
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.ranks import launched
@@ -24,6 +24,7 @@ from danlu.engine.staging import Snapshot
 from danlu.engine.state import optimizer_slots, optimizer_tensors
 from danlu.engine.update import Updater
 from danlu.errors import DanluError
+from danlu.experiment import Experiment
 from danlu.recipe import load_recipe
 from ranks import run_ranks
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contracts.test_methods import CASES, FIELDS
-from danlu.build import Experiment
 from danlu.contracts import Batch
 from danlu.engine.update import Updater
 from danlu.errors import RunError
+from danlu.experiment import Experiment
 from danlu.parts.readout import Logits
 
 from .runs import GPT2, QWEN3, experiment, groups, largest_difference, recipe

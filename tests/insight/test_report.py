@@ -67,6 +67,65 @@ def test_a_whole_run(make_run: MakeRun) -> None:
     assert "6 checkpoints step 0 to step 1,000" in page.text
 
 
+def test_what_ranks_and_guards_say_is_told(make_run: MakeRun) -> None:
+    """Events as a run of two processes writes them that skips, rolls back and is taken up again."""
+    spike = "step 31 has loss 9, where 2 is usual and above 3 is a spike, on samples a.jsonl:7"
+    events: list[dict[str, object]] = [
+        {"time": 0.0, "kind": "start", "steps": 60},
+        {"time": 0.0003, "kind": "note", "message": "the run is not locked"},
+        {"time": 0.0004, "kind": "ranks", "size": 2, "parallel": "zero3"},
+        {"time": 9.0, "kind": "checkpoint", "step": 20, "path": "checkpoints/step-20", "staged_seconds": 0.25},
+        {"time": 10.0, "kind": "skip", "message": "step 24 has no end"},
+        {"time": 11.0, "kind": "skip", "message": "step 24 has no end either"},
+        {"time": 12.0, "kind": "rollback", "step": 31, "message": spike, "undone": 10},
+        {"time": 20.0, "kind": "end", "step": 40, "reason": "max_time", "seconds": 20.0},
+        {"time": 30.0, "kind": "resume", "step": 40, "steps": 60},
+        {"time": 30.1, "kind": "note", "message": "run.steps is 60 from here on"},
+        {"time": 30.2, "kind": "ranks", "size": 4, "parallel": "ddp"},
+        {"time": 40.0, "kind": "end", "step": 60, "reason": "done", "seconds": 10.0},
+    ]
+    text = read(write_report(make_run(num_steps=60, events=events))).text
+    warnings, notes, timeline = (
+        text[text.index(f" {start} ") : text.index(f" {end} ")]
+        for start, end in (("Warnings", "Notes"), ("Notes", "Training"), ("Timeline", "Recipe"))
+    )
+    assert "3 updates were passed over, and 10 before them undone" in warnings
+    assert notes.split(maxsplit=1)[1] == "the run is not locked"
+    for words in (
+        "Started 60 steps",
+        "+ 0 s 2 processes zero3",
+        "Checkpoint step 20, checkpoints/step-20, held the run up 0.25 s",
+        "2 updates skipped the first: step 24 has no end +",
+        f"Rolled back 10 updates {spike}",
+        "Ended run.max_time was over, step 40",
+        "Resumed from step 40 + 30.1 s Note run.steps is 60 from here on + 30.2 s 4 processes ddp",
+    ):
+        assert words in timeline, timeline
+    assert "not locked" not in timeline
+    assert "Processes 4 ddp" in text[text.index(" Machine ") :]
+    assert "on the first process" in text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [(["skip"], "One update was passed over"), (["rollback"], "over, and 3 before it undone; ")],
+)
+def test_updates_that_taught_nothing_are_counted(make_run: MakeRun, kinds: list[str], words: str) -> None:
+    events: list[dict[str, object]] = [{"time": 0.0, "kind": kind, "message": "why", "undone": 3} for kind in kinds]
+    assert words in read(write_report(make_run(num_steps=60, events=events))).text
+
+
+def test_a_run_taken_up_by_one_process_is_of_one(make_run: MakeRun) -> None:
+    events: list[dict[str, object]] = [
+        {"time": 0.0, "kind": "start"},
+        {"time": 0.0, "kind": "ranks", "size": 2, "parallel": "ddp"},
+        {"time": 1.0, "kind": "resume", "step": 30},
+    ]
+    text = read(write_report(make_run(num_steps=60, events=events))).text
+    assert "Processes" not in text
+    assert "on the first process" not in text
+
+
 def test_the_page_asks_for_nothing(make_run: MakeRun) -> None:
     html = write_report(make_run()).read_text(encoding="utf-8")
     page = Document(html)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from danlu.packed import ROOT, Packed
-from danlu.parts.attention import AttentionDropout, Backend, attend_reference, attention, backend_for
+from danlu.parts.attention import Asked, AttentionDropout, Backend, attend_reference, attention, backend_for
 from danlu.parts.attention_calls import TILE_ROWS, tiles
 from danlu.parts.attention_cpu import attend_on_cpu
 from danlu.parts.attention_fused import attend_fused, fused_attention, fused_attention_backward
@@ -80,11 +80,7 @@ class Case:
             k,
             v,
             self.sight,
-            window=self.window,
-            scale=self.scale,
-            dropout=self.dropout,
-            softcap=self.softcap,
-            sinks=sinks[0] if sinks else None,
+            Asked(self.window, self.scale, self.dropout, self.softcap, sinks[0] if sinks else None),
         )
         weighting = torch.linspace(-1, 1, out.numel()).reshape(out.shape).sin().to(out.dtype)
         return [out.detach(), *torch.autograd.grad((out * weighting).sum(), given_)]

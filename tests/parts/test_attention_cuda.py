@@ -15,7 +15,7 @@ from torch.nn.attention import varlen
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts import attention_cuda
-from danlu.parts.attention import AttentionDropout, attend_reference
+from danlu.parts.attention import Asked, AttentionDropout, attend_reference
 from danlu.parts.attention_cuda import (
     attend_flex,
     attend_on_cuda,
@@ -148,9 +148,9 @@ def test_values_and_gradients_are_the_references(
     for x in (*given_, *ours):
         x.requires_grad_()
     mask = block_mask(sight, window)
-    wanted = {"scale": SCALE, "dropout": dropout, "softcap": softcap}
-    actual = attend_flex(*ours[:3], mask, **wanted, sinks=ours[3] if sunk else None, kernel=dense)
-    expected = attend_reference(*given_[:3], sight, window=window, **wanted, sinks=given_[3] if sunk else None)
+    asked = Asked(window, SCALE, dropout, softcap)
+    actual = attend_flex(*ours[:3], mask, asked._replace(sinks=ours[3] if sunk else None), kernel=dense)
+    expected = attend_reference(*given_[:3], sight, asked._replace(sinks=given_[3] if sunk else None))
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # the keep factor is single
     for a, b in zip(
@@ -176,16 +176,16 @@ def test_torchs_flex_attention_gives_the_reference(
     q, k, v = inputs(sight, 4, 2, width=width, dtype=dtype)
     dropout = dropout_of(sight) if dropped else None
     mask = block_mask(sight, window)
-    wanted = {"scale": SCALE, "dropout": dropout, **(BENT if bent else {})}
-    actual = attend_flex(q, k, v, mask, **wanted, kernel=flex.flex_attention)
-    expected = attend_reference(q, k, v, sight, window=window, **wanted)
+    asked = Asked(window, SCALE, dropout, **(BENT if bent else {}))
+    actual = attend_flex(q, k, v, mask, asked, kernel=flex.flex_attention)
+    expected = attend_reference(q, k, v, sight, asked)
     tolerance = 1e-5 if dtype == torch.float32 or dropped else 1e-9
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_pack_of_nothing_gives_nothing() -> None:
     sight = Packed.empty().sight
-    assert attend_flex(*inputs(sight, 2, 1), block_mask(sight, None), scale=1.0, dropout=None).shape == (0, 2, 16)
+    assert attend_flex(*inputs(sight, 2, 1), block_mask(sight, None), Asked(None, 1.0)).shape == (0, 2, 16)
 
 
 documents = st.lists(st.integers(1, 9), min_size=1, max_size=5)
@@ -309,8 +309,8 @@ def test_on_a_gpu_values_and_gradients_are_the_references(
             [torch.linspace(-1, 1, shape[0]).double()] if bent else []
         )
         exact = [x.requires_grad_() for x in given_]
-        wanted = {"window": window, "scale": SCALE, "softcap": softcap}
-        expected = attend_reference(*exact[:3], sight, dropout=dropout, sinks=exact[3] if bent else None, **wanted)
+        asked = Asked(window, SCALE, dropout, softcap)
+        expected = attend_reference(*exact[:3], sight, asked._replace(sinks=exact[3] if bent else None))
         upstream = torch.randn_like(expected)
         ours = [x.detach().to("cuda", dtype).requires_grad_() for x in exact[:3]]
         ours += [x.detach().float().cuda().requires_grad_() for x in exact[3:]]
@@ -318,7 +318,7 @@ def test_on_a_gpu_values_and_gradients_are_the_references(
         if dropout is not None:
             moved = (x.cuda() for x in (dropout.query_keys, dropout.key_keys, dropout.place))
             dropout = AttentionDropout(dropout.p, *moved)
-        actual = attend_on_cuda(*ours[:3], there, dropout=dropout, sinks=ours[3] if bent else None, **wanted)
+        actual = attend_on_cuda(*ours[:3], there, asked._replace(dropout=dropout, sinks=ours[3] if bent else None))
         assert actual.dtype == dtype
         pairs = [(actual, expected)]
         pairs += zip(
@@ -340,6 +340,6 @@ def test_on_a_gpu_new_lengths_compile_nothing_new() -> None:
     for lengths in ([300, 40, 9], [500, 33], [200, 100, 50, 7]):
         sight = Packed.tree([[1] * n for n in lengths], parents=range(-1, len(lengths) - 1)).sight.to("cuda")
         q, k, v = (x.to("cuda", torch.bfloat16) for x in inputs(sight, 4, 2, width=64))
-        attend_on_cuda(q, k, v, sight, window=None, scale=SCALE, dropout=None)
+        attend_on_cuda(q, k, v, sight, Asked(None, SCALE))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs == [graphs[0]] * 3

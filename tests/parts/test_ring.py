@@ -17,9 +17,8 @@ from danlu.engine.context import ProcessRing
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts import attention_cuda, attention_parts, attention_ring
-from danlu.parts.attention import AttentionDropout, attend_reference, attention
+from danlu.parts.attention import Asked, AttentionDropout, attend_reference, attention
 from danlu.parts.attention_parts import (
-    Asked,
     attend_part,
     attend_part_backward,
     attend_part_by_flex,
@@ -273,7 +272,7 @@ def test_parts_through_flex_attention_are_the_same(made: tuple[Packed, Case]) ->
     mine, theirs = zigzag(len(packed), 2)
     sight, rows, columns = clip(packed.sight, mine, theirs), rows_in(mine), rows_in(theirs)
     if asked.dropout is not None:
-        asked = replace(asked, dropout=AttentionDropout(0.4, packed.keys[rows], packed.keys[columns], PLACE))
+        asked = asked._replace(dropout=AttentionDropout(0.4, packed.keys[rows], packed.keys[columns], PLACE))
     q, k, v = case.q[rows], case.k[columns], case.v[columns]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_cuda, "BLOCK_ROWS", 4)

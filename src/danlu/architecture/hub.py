@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.registry import exported
+from danlu.tensor_file import save_tensors
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _CARRIED = ("generation_config.json",)
@@ -156,7 +156,7 @@ def save_hub(
     names = config.hub_names()
     held = {name: p.detach() for name, p in (weights or dict(model.named_parameters())).items()}
     written = {names[name]: (p.t() if name in transposed else p).to("cpu").contiguous() for name, p in held.items()}
-    save_file(written, directory / _WEIGHTS, metadata={"format": "pt"})
+    save_tensors(written, directory / _WEIGHTS, {"format": "pt"})
     settings = {**config.to_hub(), **(settings or {})}
     if like is not None:
         settings = {**read_json(Path(like) / _CONFIG), **settings}

@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
 from danlu.data import store
@@ -130,7 +131,7 @@ class TokenCache:
             return
         if self._processes is None:  # never copies of a threaded process
             self._processes = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(self.encoder,)
+                self._workers, _Context(), initializer=_start, initargs=(self.encoder,)
             )
             self._end = weakref.finalize(self, _end, self._processes, _ENDING)
         with suppress(BrokenProcessPool):  # told when the shard is wanted
@@ -139,6 +140,18 @@ class TokenCache:
     def _give_up(self, unless: Collection[Path]) -> None:
         for path in [path for path in self._jobs if path not in unless]:
             self._jobs.pop(path).cancel()
+
+
+class _Process(SpawnProcess):
+    """A process that the pool can end, though it does not hear SIGTERM."""
+
+    def terminate(self) -> None:
+        """End it; the pool does so to all when one has died."""
+        self.kill()
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 def _end(processes: ProcessPoolExecutor, patience: float) -> None:
@@ -174,7 +187,8 @@ def _start(encoder: Encoder) -> None:
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.nice(_NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the run, which may want to end in order
+    for meant_for_the_run in (signal.SIGINT, signal.SIGTERM):  # which may want to end in order
+        signal.signal(meant_for_the_run, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from danlu.errors import DataError
 class Quarantine:
     """A folder of bad rows, each with where it was and what is wrong with it; a row is written once.
 
+    Of several ranks, all of which come upon the same rows, the first writes.
+
     Rows of FILE go to FOLDER/FILE.jsonl as ``{"where": ..., "what": ..., "row": ...}``.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Set rows aside in a folder; without one, refuse them."""
         self.folder = None if folder is None else Path(folder).expanduser()
+        self._writes = os.environ.get("RANK", "0") == "0"
         self._written: dict[Path, set[bytes]] = {}
 
     def put(self, chunk: Chunk, faults: Sequence[tuple[int, DataError]]) -> None:
@@ -32,6 +36,8 @@ class Quarantine:
             return
         if self.folder is None:
             raise faults[0][1]
+        if not self._writes:
+            return
         rows = raw_rows(chunk)
         for record, fault in faults:
             source = chunk.place.paths[record if len(chunk.place.paths) > 1 else 0]

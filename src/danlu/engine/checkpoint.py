@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,6 +192,7 @@ class Checkpoints:
     def _run(self, writing: _Writing, staged: float) -> None:
         start = time.perf_counter()
         try:
+            _give_way()
             writing.run()
         except BaseException as error:  # the thread's last words; `wait` repeats them
             self._fault = error
@@ -253,7 +256,15 @@ class _Writing:
         return RunError(what, where=folders.of_step(self.folder, self.step), do=before)
 
 
+_LOWEST = 19
 _NONE_BEFORE = "There is none before it."
+
+
+def _give_way() -> None:
+    """Let this thread take what the others leave: on a CPU, writing and checksums would hold up every product."""
+    if sys.platform == "linux":  # where threads have a priority each
+        with suppress(OSError):  # some containers allow none to be changed
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
 def _kept(file: Path) -> Entry:

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
-from danlu.engine.ranks import Ranks
-from danlu.errors import RunError, UnsupportedError
+from danlu.engine.ranks import PATIENCE, LostError, Ranks
+from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts.attention_ring import Ring, RingMemory, Runs, rows_in
 from danlu.parts.readout import Readout
@@ -68,9 +68,9 @@ class ProcessRing:
 
         return wait
 
-    def _lost(self, error: RuntimeError) -> RunError:
+    def _lost(self, error: RuntimeError) -> LostError:
         reason = str(error).splitlines()[0][:200]
-        return RunError(
+        return LostError(
             f"rank {self.rank} of a ring of {self.size} lost its neighbours: {reason}",
             do="See which rank ended first, and why; the last checkpoint is whole.",
         )
@@ -81,7 +81,7 @@ def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
 
     Example: of four ranks with rings of two, the first two are one ring and the others another.
     """
-    rings = [dist.new_group(list(range(first, first + size))) for first in range(0, ranks.size, size)]
+    rings = [dist.new_group(list(range(first, first + size)), timeout=PATIENCE) for first in range(0, ranks.size, size)]
     own = ProcessRing.of(rings[ranks.rank // size])
     return lambda model: Ringed(model, own)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 from danlu.contracts import Batch
 from danlu.engine.guards.clock import Clock
@@ -19,8 +19,17 @@ from danlu.engine.guards.weights import Motion, same_weights
 from danlu.engine.update import Measured, Updater, places
 from danlu.errors import RunError
 
-Verdict: TypeAlias = Literal["take", "skip", "rollback"]
-"""What is to become of an update that was computed."""
+
+class Verdict(NamedTuple):
+    """What is to become of an update that was computed.
+
+    Attributes:
+        action: whether it is taken, skipped, or undone with those since the last checkpoint.
+        sentence: why, where it is not taken.
+    """
+
+    action: Literal["take", "skip", "rollback"] = "take"
+    sentence: str = ""
 
 
 class Guards:
@@ -31,11 +40,11 @@ class Guards:
         updater: what is watched at work.
         clock: how much time there is.
         repeats: whether data are to be read again.
-        say: told a sentence, of a kind of event ("warning", "skip", "rollback").
+        say: told a warning, and of which step it is.
     """
 
     def __init__(
-        self, config: GuardConfig, updater: Updater, clock: Clock, repeats: Repeats, say: Callable[[str, str], None]
+        self, config: GuardConfig, updater: Updater, clock: Clock, repeats: Repeats, say: Callable[[str, int], None]
     ) -> None:
         self._config, self._updater, self._say = config, updater, say
         self.clock, self._repeats = clock, repeats
@@ -51,7 +60,7 @@ class Guards:
                 self._updater.policy, after=self._config.unmoved_after, ranks=self._updater.parallel.ranks
             )
         if told := crowded(checkpoints, num_bytes, keep, present):
-            self._say("warning", told)
+            self._say(told, 0)
 
     def judge(self, step: int, measured: Measured, norm: float, groups: Sequence[Batch]) -> Verdict:
         """What is to become of an update, before it moves a weight.
@@ -64,11 +73,13 @@ class Guards:
             return self._not_finite(step, groups)
         jump = None if self._config.spike == "ignore" else self._spike.note(loss)
         if jump is None:
-            return "take"
-        sentence = jump.sentence(step, places(groups))
+            return Verdict()
+        parallel = self._updater.parallel
+        every = parallel.ranks.gather(places(groups))[:: parallel.ring]
+        sentence = jump.sentence(step, [place for each in every for place in each])
         if self._config.spike == "warn":
-            self._say("warning", sentence)
-            return "take"
+            self._say(sentence, step)
+            return Verdict()
         return self._passed_over("rollback" if self._config.spike == "rollback" else "skip", step, sentence)
 
     def _not_finite(self, step: int, groups: Sequence[Batch]) -> Verdict:
@@ -80,25 +91,24 @@ class Guards:
             )
         return self._passed_over(self._config.nonfinite, step, trace.sentence)
 
-    def _passed_over(self, verdict: Literal["skip", "rollback"], step: int, sentence: str) -> Verdict:
+    def _passed_over(self, action: Literal["skip", "rollback"], step: int, sentence: str) -> Verdict:
         self._skips.skipped(step, sentence)
         self._troubled = step
-        self._say(verdict, sentence)
-        return verdict
+        return Verdict(action, sentence)
 
     def taken(self, step: int, epochs: float) -> None:
         """An update has moved the weights."""
         if step >= self._troubled:
             self._skips.taken()
         if self._motion is not None and (told := self._motion.note()):
-            self._say("warning", told)
+            self._say(told, step)
         if told := self._repeats.note(step, epochs):
-            self._say("warning", told)
+            self._say(told, step)
 
     def turned(self, step: int, saving: float) -> None:
         """An update and all that follows it is done."""
         if told := self.clock.turned(step, saving=saving):
-            self._say("warning", told)
+            self._say(told, step)
 
     def before_checkpoint(self, folder: Path, num_bytes: int) -> None:
         """See that what is to be written has room, and is the same on all ranks that hold all of it.
@@ -114,13 +124,18 @@ class Guards:
     def ended(self, step: int, share: float) -> None:
         """The run ended with so much of it done."""
         if told := self._repeats.ended(step, share):
-            self._say("warning", told)
+            self._say(told, step)
 
     def state_dict(self) -> dict[str, Any]:
         """What of the run so far they go by, as JSON."""
-        return {"spike": self._spike.state_dict(), "skips": self._skips.state_dict()}
+        return {"spike": self._spike.state_dict(), "skips": self._skips.state_dict(), "troubled": self._troubled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._spike.load_state_dict(state["spike"])
         self._skips.load_state_dict(state["skips"])
+        self._troubled = int(state["troubled"])
+
+    def resumed(self, epochs: float) -> None:
+        """The run goes on after so many passes over the data."""
+        self._repeats.resumed(epochs)

@@ -15,7 +15,8 @@ from typing import IO, Any
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError
 
-_NAME = ".lock"
+LOCK = ".lock"
+"""The name of the file in a run's directory."""
 _ABSENT = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system answers that has no locks."""
 _held: set[IO[str]] = set()
@@ -49,7 +50,7 @@ def locked(run: Path, ranks: Ranks = ALONE) -> Iterator[str | None]:
         yield ranks.lead(take)
     finally:
         if file is not None and not file.closed:  # as it is in a forked child
-            _give_back(file, run / _NAME)
+            _give_back(file, run / LOCK)
 
 
 def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
@@ -58,7 +59,7 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:
         return None, f"{run} is not locked, since this system has no flock: let no second process work in it"
-    path = run / _NAME
+    path = run / LOCK
     while True:
         try:
             file = path.open("a+", encoding="utf-8")
@@ -79,9 +80,10 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
                 )
             raise raised from None
         _held.add(file)
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
-        file.flush()
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        with suppress(OSError):  # a full disk: it is only for people to read
+            file.truncate(0)
+            os.write(file.fileno(), json.dumps(owner).encode())  # past the buffer, which would be written at its end
         return file, None
 
 

@@ -59,6 +59,8 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    epochs: float = 0.0
+    time: float = 0.0
     measured: int = -1
     measured_loss: float | None = None
     best_step: int | None = None
@@ -99,6 +101,8 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     _trained_on: Mapping[str, Any] = field(default_factory=dict)
     _saved: int | None = None
+    _unwritten: dict[str, Any] | None = None
+    _torn: bool = False
 
     def run(self) -> str:
         """Train to the end; say why it ended: "done", "max_time", or what `stopping` said."""
@@ -106,7 +110,7 @@ class Loop:
         self._trained_on = self.source.state_dict()
         ranks, stop = self.updater.parallel.ranks, None
         try:
-            with ranks.together(), ranks.lost():
+            with ranks.together():
                 self._begin()
                 while stop is None and not self._done:
                     stop = self._turn()
@@ -120,15 +124,14 @@ class Loop:
         return stop or "done"
 
     def _begin(self) -> None:
-        kept = self.checkpoints.steps()
         num_bytes = self._snapshot(best=False).num_bytes * (1 if self.updater.optimizer.state else _WITH_AVERAGES)
-        self.guards.begin(self.checkpoints.folder, num_bytes, self.plan.keep_checkpoints, len(kept))
+        self.guards.begin(self.checkpoints.folder, num_bytes, self.plan.keep_checkpoints, len(self._kept))
         if self.progress.measured < 0:
             self._measure_start()
 
     def _complete(self) -> None:
         """Have a checkpoint of the last update on disk, which the samples skipped after it are left out of, too."""
-        if self.progress.step and self.progress.step not in (*self.checkpoints.steps(), self._saved):
+        if self.progress.step and self.progress.step not in (*self._kept, self._saved):
             self.save()
         self.checkpoints.wait()
         self._tell_of_checkpoints()
@@ -148,17 +151,15 @@ class Loop:
 
     def _after_update(self, row: dict[str, Any], stop: str | None) -> str | None:
         """Measure, write down and save what is due; whether to stop all the same."""
-        due, texts = self._due(self.plan.eval_every), []
-        if due:
+        self._unwritten, texts = row, list[tuple[str, str]]()
+        if due := self._due(self.plan.eval_every):
             row, texts = row | self._measure(), list(self.continuations())
-        try:
-            done = self._done
-        except DanluError:  # what comes next cannot be read; what was done is written down
-            self.recorder.metrics(row)
-            raise
+            self._unwritten = row
+        done = self._done
         if done and not due:
             row, texts = row | self._measure(), list(self.continuations())
         self.recorder.metrics(row)
+        self._unwritten = None
         self._tell_of_texts(texts)
         self.guards.taken(self.progress.step, self.source.epochs)
         begun = time.perf_counter()
@@ -171,13 +172,20 @@ class Loop:
         """A checkpoint of the last update, where there is none; samples drawn since then are drawn again."""
         with suppress(DanluError):  # the first fault is the one to tell
             self.checkpoints.close()
-            if isinstance(error, LostError):  # no rank can write its part without the others
+            if isinstance(error, LostError) or self._torn:  # no rank can write its part alone, and no part of a mix
                 return
+            if (row := self._unwritten) is not None:  # what comes next cannot be read; what was done is written down
+                self.updater.parallel.ranks.lead(lambda: self.recorder.metrics(row))
             self.updater.parallel.settle(self.updater.policy)
-            if self.progress.step and self.progress.step not in self.checkpoints.steps():
+            if self.progress.step and self.progress.step not in self._kept:
                 self.save()
                 self.checkpoints.wait()
             self._tell_of_checkpoints()
+
+    @property
+    def _kept(self) -> list[int]:
+        """The steps that there are checkpoints of, as rank 0 sees them."""
+        return self.updater.parallel.ranks.first(self.checkpoints.steps())
 
     def save(self) -> None:
         """Begin to write a checkpoint.
@@ -193,6 +201,7 @@ class Loop:
 
     def _snapshot(self, *, best: bool) -> Snapshot:
         policy, progress = self.updater.policy, self.progress
+        progress.time = self.updater.parallel.ranks.first(time.time())
         if best:
             progress.best_step, progress.best_loss = progress.step, progress.measured_loss
         tensors: dict[str, dict[str, Tensor]] = {
@@ -205,7 +214,10 @@ class Loop:
 
     def _tell_of_checkpoints(self) -> None:
         for done in self.checkpoints.finished():
-            self.recorder.event("checkpoint", step=done.step, path=f"checkpoints/{done.path.name}", best=done.best)
+            spent = {"staged_seconds": done.staged_seconds, "written_seconds": done.written_seconds}
+            self.recorder.event(
+                "checkpoint", step=done.step, path=f"checkpoints/{done.path.name}", best=done.best, **spent
+            )
 
     def restore(self, step: int | None = None) -> int:
         """Go on from a checkpoint, the last by default; its step.
@@ -217,6 +229,7 @@ class Loop:
         try:
             self.source.load_state_dict(saved.state["source"])
             self.guards.load_state_dict(saved.state["guards"])
+            self.guards.resumed(self.source.epochs)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the state of step {saved.step} is incomplete", where=self.checkpoints.folder
@@ -226,7 +239,7 @@ class Loop:
     def _load(self, step: int | None) -> Saved:
         """Weights, averages and progress of a checkpoint, and what else it holds."""
         saved = self.checkpoints.open(step)
-        policy = self.updater.policy
+        policy, self._torn = self.updater.policy, True
         saved.read_into("model", dict(policy.named_parameters()))
         slots = optimizer_slots(self.updater.optimizer, policy, saved.specs("optimizer"))
         saved.read_into("optimizer", slots)
@@ -236,20 +249,21 @@ class Loop:
             raise CheckpointError(
                 f"the state of step {saved.step} is incomplete", where=self.checkpoints.folder
             ) from error
-        if self.progress.best_step not in self.checkpoints.steps():  # removed for a later one, which is undone now
+        if self.progress.best_step not in self._kept:  # removed for a later one, which is undone now
             self.progress.best_step, self.progress.best_loss = None, None
+        self._torn = False
         return saved
 
-    def _roll_back(self) -> None:
-        """Back to the last checkpoint, and on from there with the samples that come next."""
+    def _roll_back(self) -> int:
+        """Back to the last checkpoint, and on from there with the samples that come next; how many updates that is."""
         self.checkpoints.wait()
         self._tell_of_checkpoints()
-        if not self.checkpoints.steps() or self.checkpoints.steps()[-1] == self.progress.step:
-            return
-        before = self.progress.step
+        before, kept = self.progress.step, self._kept
+        if before in kept or not kept:
+            return 0
         step = self._load(None).step
-        self.updater.parallel.ranks.lead(lambda: self.recorder.cut_back(step))
-        self.recorder.event("rolled back", step=step, undone=before - step)
+        self.updater.parallel.ranks.lead(lambda: self.recorder.cut_back(step))  # what was said stays said
+        return before - step
 
     def _is_best(self) -> bool:
         """Whether what is saved now has the least held-out loss of all that was saved."""
@@ -276,18 +290,19 @@ class Loop:
     def _update(self, groups: Sequence[Batch], start: float) -> tuple[dict[str, Any] | None, Sequence[Any]]:
         """One update by what was just drawn: what was measured of it, if it was taken; and what the ranks report."""
         updater, progress, step = self.updater, self.progress, self.progress.step + 1
-        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, self.source.epochs)))
+        epochs = self.source.epochs
+        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, epochs)))
         measured = updater.gradient(groups, progress.step, self._report)
         norm = updater.clip()
         verdict = self.guards.judge(step, measured, norm, groups)
-        if verdict != "take":
-            if verdict == "rollback":
-                self._roll_back()
+        if verdict.action != "take":
+            undone = self._roll_back() if verdict.action == "rollback" else 0
+            self.recorder.event(verdict.action, step=step, message=verdict.sentence, undone=undone)
             return None, measured.told
         updater.move(lr)
         self.device.synchronize()
         seconds = time.perf_counter() - start
-        progress.step = step
+        progress.step, progress.epochs = step, epochs
         progress.samples += measured.samples
         progress.tokens += measured.tokens
         peak = self.device.peak_flops(updater.policy.compute_dtype) * updater.parallel.ranks.size

@@ -93,7 +93,8 @@ def require_whole(file: Path, entry: Entry, do: str = "") -> None:
     if not file.is_file():
         raise CheckpointError("the file is absent", where=file, do=do)
     if (size := file.stat().st_size) != entry.bytes:
-        raise CheckpointError(f"the file is cut short: {size} of {entry.bytes} bytes", where=file, do=do)
+        how = f"cut short: {size} of" if size < entry.bytes else f"altered: it has {size}, not"
+        raise CheckpointError(f"the file is {how} {entry.bytes} bytes", where=file, do=do)
     if Entry.of(file) != entry:
         raise CheckpointError("the file is altered: its checksum differs", where=file, do=do)
 

@@ -28,8 +28,8 @@ from danlu.errors import DanluError, RecipeError, RunError, error_named, name_of
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=15)
-"""How long a rank waits for the others."""
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the others, who may be reading much data or writing a large model."""
 _LAST_WORDS = timedelta(minutes=2)
 """How long one that has a fault to tell waits for them."""
 _WORD = "danlu-word"
@@ -75,7 +75,7 @@ class Ranks:
             LostError: when a rank is gone.
             DanluError: when one has a fault to tell instead (`together`).
         """
-        return [value] if self.size == 1 else self._told([value], _PATIENCE)
+        return [value] if self.size == 1 else self._told([value], PATIENCE)
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, as JSON carries it."""
@@ -89,12 +89,27 @@ class Ranks:
             DanluError: the first rank's that failed.
         """
         try:
-            yield
-        except DanluError as error:
-            if self.size > 1 and not (error.told or isinstance(error, LostError)):
-                with suppress(LostError):  # then its own words are the ones to tell
-                    self._told([None, [name_of(error), error.what, error.where, error.do]], _LAST_WORDS)
+            with self.lost():
+                yield
+        except LostError:
             raise
+        except DanluError as error:
+            if not error.told:
+                self._tell(error)
+            raise
+        except Exception as error:  # no fault that is known: the others cannot go on all the same
+            reason = (
+                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
+            )
+            with suppress(DanluError):
+                self._tell(RunError(f"rank {self.rank} failed: {reason}", do="See its traceback."))
+            raise
+
+    def _tell(self, fault: DanluError) -> None:
+        """Give the others a fault in place of what they expect; raises the first rank's, where several have one."""
+        if self.size > 1:
+            with suppress(LostError):  # then its own words are the ones to tell
+                self._told([None, [name_of(fault), fault.what, fault.where, fault.do]], _LAST_WORDS)
 
     def each(self, act: Callable[[], T]) -> list[T]:
         """What an act gives on every rank, as JSON carries it; its error on one is an error on all, in the same words.
@@ -127,7 +142,7 @@ class Ranks:
         if self.size == 1:
             return self
         with self.lost():
-            return replace(self, group=dist.new_group(backend="gloo", timeout=_PATIENCE))
+            return replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -197,7 +212,7 @@ def _store(ranks: Ranks) -> dist.Store | None:
 
     What a lost rank left there in one attempt must not be taken for the next one's.
     """
-    attempt = f"danlu-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    attempt = f"danlu-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{len(_sessions)}"
     return None if (store := _agents()) is None else dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
 
 
@@ -206,12 +221,13 @@ def _agents() -> dist.Store | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(host, port, is_master=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
+    return dist.TCPStore(host, port, is_master=False, timeout=PATIENCE)  # type: ignore[attr-defined]
 
 
 def launch_began() -> float:
     """When the run was begun, as `time.time` tells it: under `torchrun` when that was, however often it begins anew."""
-    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RESTART_COUNT" in os.environ else time.time()
+    launched_by_torchrun = "TORCHELASTIC_RESTART_COUNT" in os.environ and not _sessions
+    return psutil.Process(os.getppid()).create_time() if launched_by_torchrun else time.time()
 
 
 def leave_word(word: str) -> None:
@@ -222,7 +238,8 @@ def leave_word(word: str) -> None:
 
 def word_left() -> str | None:
     """What an earlier attempt of this launch has told."""
-    store = _agents() if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else None
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and not _sessions
+    store = _agents() if again else None
     return None if store is None or not store.check([_WORD]) else store.get(_WORD).decode()
 
 
@@ -232,6 +249,8 @@ def _nothing() -> Any:
 
 ALONE = Ranks()
 """A run of one process."""
+_sessions: list[Ranks] = []
+"""Groups that this process has belonged to, and left."""
 
 
 def launched() -> Ranks:
@@ -271,12 +290,11 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
     try:
-        dist.init_process_group(backend, store=_store(ranks), rank=ranks.rank, world_size=ranks.size, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=_store(ranks), rank=ranks.rank, world_size=ranks.size, timeout=PATIENCE)
     except (RuntimeError, ValueError, KeyError, dist.DistError) as error:
         reason = str(error).splitlines()[0][:200]
         raise RunError(f"rank {ranks.rank} could not join the others: {reason}", do="Start with torchrun.") from error
-    try:
-        with ranks.lost():
-            yield ranks
-    finally:
-        dist.destroy_process_group()
+    with ranks.lost():
+        yield ranks
+    dist.destroy_process_group()  # after a fault it would wait for what others never answer
+    _sessions.append(ranks)

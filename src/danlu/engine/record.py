@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,21 +60,30 @@ class Recorder:
         for listener in self._listeners:
             listener.close()
 
-    def cut_back(self, step: int) -> None:
-        """Forget what lies after a step, so that no step is ever there twice.
+    def cut_back(self, step: int, then: float | None = None) -> None:
+        """Forget what was measured after a step, so that no step is ever there twice.
+
+        Args:
+            step: the last one from now on.
+            then: events that are later than this time and of a later step are forgotten, too; None keeps all.
 
         Raises:
             RunError: when that cannot be written.
         """
-        for name in ("metrics.jsonl", "events.jsonl"):
-            file = self._run / name
-            if file.exists():
-                rows = (_row(line) for line in file.read_text(encoding="utf-8").splitlines())
-                kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
-                unfinished = file.with_suffix(".tmp")
-                with _writing(file):
-                    unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
-                    unfinished.replace(file)
+        self._keep("metrics.jsonl", lambda row: row.get("step", 0) <= step)
+        if then is not None:
+            self._keep("events.jsonl", lambda row: row.get("time", 0.0) <= then or row.get("step", 0) <= step)
+
+    def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Leave only the wanted rows in a file."""
+        file = self._run / name
+        if not file.exists():
+            return
+        kept = [row for row in rows_of(file) if wanted(row)]
+        unfinished = file.with_suffix(".tmp")
+        with _writing(file):
+            unfinished.write_text("".join(f"{json_line(row)}\n" for row in kept), encoding="utf-8")
+            unfinished.replace(file)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if self._silent:
@@ -102,6 +111,24 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain, ensure_ascii=False)
 
 
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, in order, without a line that a crash cut short.
+
+    Only a newline ends a line: the other characters that Unicode breaks lines at may stand in a text.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError:  # also what is cut within a character
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
 def require_loggers(names: Sequence[str]) -> None:
     """What these loggers need is installed.
 
@@ -111,15 +138,6 @@ def require_loggers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise _absent(name)
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """A line's object; a line that a crash cut short is none."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 class TensorBoard:

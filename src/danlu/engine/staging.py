@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.engine.ranks import Ranks
+from danlu.tensor_file import save_tensors
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import SavePlan
@@ -101,7 +101,7 @@ class Stage:
                 continue
             written.append(folder / f"{file}{self._suffix}.safetensors")
             own = {name: self._buffers[file, name] for name in offsets}
-            save_file(own, written[-1], metadata=self._bounds(offsets))
+            save_tensors(own, written[-1], self._bounds(offsets))
         return written
 
     @property

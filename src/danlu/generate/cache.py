@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from danlu.packed import ROOT, Packed
-from danlu.parts.attention import AttentionDropout, Backend, attention
+from danlu.parts.attention import Asked, Backend, backend_for
 from danlu.sight import Sight
 
 FEWEST_ROWS = 64
@@ -137,17 +137,10 @@ class Cache:
         k: Tensor,
         v: Tensor,
         sight: Sight,
-        *,
-        window: int | None,
-        scale: float,
-        dropout: AttentionDropout | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
+        asked: Asked,
     ) -> Tensor:
         keys, values = self._extend(layer, k, v)
-        return attention(
-            q, keys, values, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks
-        )
+        return backend_for(q.device)(q, keys, values, sight, asked)
 
     def _extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values of these rows, ``[T, G, K]``; give all slots', ``[Tk, G, K]``."""

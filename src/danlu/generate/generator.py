@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -68,6 +68,10 @@ class _Active:
     num_new: int = 0
 
 
+Agree: TypeAlias = Callable[[list[int]], list[int]]
+"""What several ranks that write together take for the tokens drawn."""
+
+
 def generate(
     model: SequenceModel,
     prompts: Sequence[Sequence[int]],
@@ -76,6 +80,7 @@ def generate(
     stop: Collection[int] = (),
     max_active: int | None = None,
     samples: Sequence[int] | None = None,
+    agree: Agree = list,
 ) -> Iterator[Step]:
     """Continue prompts, token by token as they are drawn.
 
@@ -88,6 +93,7 @@ def generate(
         stop: tokens that end a continuation.
         max_active: how many sequences are kept in memory at once; all by default.
         samples: each prompt's sample id, all different: what its randomness is keyed by; its index by default.
+        agree: gives all ranks the tokens of one, where several write the same together.
 
     Raises:
         RecipeError: for a prompt without tokens or with tokens that the model does not have.
@@ -96,7 +102,7 @@ def generate(
     ids = range(len(prompts)) if samples is None else samples
     _check(model, prompts, sampling, max_active, ids)
     waiting = deque(_Active(i, sample, prompt) for i, (sample, prompt) in enumerate(zip(ids, prompts, strict=True)))
-    return _steps(model, waiting, sampling, frozenset(stop), max_active or len(prompts))
+    return _steps(model, waiting, sampling, frozenset(stop), max_active or len(prompts), agree)
 
 
 def complete(
@@ -107,11 +113,12 @@ def complete(
     stop: Collection[int] = (),
     max_active: int | None = None,
     samples: Sequence[int] | None = None,
+    agree: Agree = list,
 ) -> list[Continuation]:
     """Each prompt's whole continuation, in order; see `generate`."""
     tokens: list[list[int]] = [[] for _ in prompts]
     endings: dict[int, Ending] = {}
-    for step in generate(model, prompts, sampling, stop=stop, max_active=max_active, samples=samples):
+    for step in generate(model, prompts, sampling, stop=stop, max_active=max_active, samples=samples, agree=agree):
         tokens[step.prompt].append(step.token)
         if step.ended is not None:
             endings[step.prompt] = step.ended
@@ -146,14 +153,19 @@ def _check(
 
 
 def _steps(
-    model: SequenceModel, waiting: deque[_Active], sampling: Sampling, stop: frozenset[int], max_active: int
+    model: SequenceModel,
+    waiting: deque[_Active],
+    sampling: Sampling,
+    stop: frozenset[int],
+    max_active: int,
+    agree: Agree,
 ) -> Iterator[Step]:
     cache = Cache()
     active: list[_Active] = []
     while waiting or active:
         while waiting and len(active) < max_active:
             active.append(waiting.popleft())
-        tokens = _draw(model, cache, active, sampling)
+        tokens = agree(_draw(model, cache, active, sampling))
         steps, going_on = [], []
         for sequence, token in zip(active, tokens, strict=True):
             sequence.feed, sequence.num_new = [token], sequence.num_new + 1
@@ -197,7 +209,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        with torch.inference_mode(), compilation(False), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), compilation(False), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module in training:

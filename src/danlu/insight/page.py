@@ -65,6 +65,7 @@ class Page:
     fit: Fit
     charts: tuple[Chart, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     samples: tuple[Sample, ...]
     data: tuple[Fact, ...]
     data_charts: tuple[Chart, ...]
@@ -78,7 +79,8 @@ def render(page: Page, plotly_js: str) -> str:
     samples = _folded([_sample(sample) for sample in _spread(page.samples)], _SHOWN_SAMPLES, "rows", "samples")
     moments = _folded([_moment(moment) for moment in page.moments], _SHOWN_MOMENTS, "rows events", "events")
     sections = [
-        ("Warnings", _list("rows warnings", [f"<li>{escape(warning)}</li>" for warning in page.warnings])),
+        ("Warnings", _sentences("rows sentences warnings", page.warnings)),
+        ("Notes", _sentences("rows sentences", page.notes)),
         ("Training", charts(page.charts)),
         ("Samples", card(samples)),
         ("Data", card(pairs("pairs", page.data)) + charts(page.data_charts)),
@@ -173,6 +175,10 @@ def _folded(items: list[str], limit: int, kind: str, noun: str) -> str:
 
 def _list(kind: str, items: list[str]) -> str:
     return f'<ol class="{kind}">{"".join(items)}</ol>' if items else ""
+
+
+def _sentences(kind: str, sentences: tuple[str, ...]) -> str:
+    return _list(kind, [f"<li>{escape(sentence)}</li>" for sentence in sentences])
 
 
 def card(content: str) -> str:

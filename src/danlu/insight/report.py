@@ -6,7 +6,7 @@ The page needs no network: its charts, its script and its style are all in the f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from danlu.insight.curve import Curve
 from danlu.insight.fit import judge_fit
 from danlu.insight.page import Fact, Page, Sample, render
 from danlu.insight.record import Event, Record, as_mapping, as_number, read_record
-from danlu.insight.timeline import moments_of, status_of, warnings_of
+from danlu.insight.timeline import moments_of, notes_of, ranks_of, status_of, warnings_of
 from danlu.units import count, duration, memory, percent
 
 _DATA_FACTS = (
@@ -71,12 +71,13 @@ def _page(record: Record) -> Page:
         ),
         charts=_training_charts(record),
         warnings=(*warnings_of(record.events), *_doubts(record)),
+        notes=notes_of(record.events),
         samples=_samples(record),
         data=_data_facts(data) if data else (),
         data_charts=_data_charts(data) if data else (),
         moments=moments_of(record.events),
         recipe=record.recipe_text,
-        machine=_machine(record.versions),
+        machine=_machine(record),
     )
 
 
@@ -167,7 +168,8 @@ def _peak(curve: Curve) -> float:
 def _memory_words(record: Record, used: Curve) -> str:
     whole = as_number(as_mapping(record.versions.get("device")).get("memory_bytes"))
     of = f" of {memory(whole)}, {percent(_peak(used) / whole)}" if whole else ""
-    return f"Peak {memory(_peak(used))}{of}."
+    where = ", on the first process" if ranks_of(record.events)[0] > 1 else ""
+    return f"Peak {memory(_peak(used))}{of}{where}."
 
 
 def _doubts(record: Record) -> list[str]:
@@ -205,8 +207,9 @@ def _numbers(values: object) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _machine(versions: Mapping[str, object]) -> tuple[Fact, ...]:
-    """Versions as they stand, the device's fields among them."""
+def _machine(record: Record) -> tuple[Fact, ...]:
+    """Versions as they stand, the device's fields among them, and how many processes there were."""
+    versions = record.versions
     device = as_mapping(versions.get("device"))
     facts = [Fact("Device", str(device["name"]), str(device.get("kind", "")))] if device.get("name") else []
     for name, label, form in (
@@ -217,6 +220,9 @@ def _machine(versions: Mapping[str, object]) -> tuple[Fact, ...]:
         value = as_number(device.get(name))
         if value is not None:
             facts.append(Fact(label, form(value)))
+    size, parallel = ranks_of(record.events)
+    if size > 1:
+        facts.append(Fact("Processes", count(size), parallel))
     others = ((name, value) for name, value in versions.items() if name != "device" and value is not None)
     names = {"danlu": "Danlu", "python": "Python", "torch": "PyTorch"}
     return (*facts, *(Fact(names.get(name, name.capitalize()), str(value)) for name, value in others))

@@ -71,8 +71,11 @@ ol { list-style: none; margin: 0; padding: 0; }
 .rows .what span { color: var(--muted); }
 .events > li { padding: 5px 0; }
 .events > li + li { border: 0; }
-.warnings > li { grid-template-columns: minmax(0, 1fr); border-left: 3px solid var(--under); padding: 4px 0 4px 14px; }
-.warnings > li + li { border-top: 0; margin-top: 10px; }
+.sentences > li {
+  grid-template-columns: minmax(0, 1fr); border-left: 3px solid var(--line); padding: 4px 0 4px 14px;
+}
+.sentences > li + li { border-top: 0; margin-top: 10px; }
+.warnings > li { border-left-color: var(--under); }
 .text, pre {
   font: 0.86rem/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;

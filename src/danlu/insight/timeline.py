@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from danlu.insight.page import Moment
 from danlu.insight.record import Event
 from danlu.units import count, duration
 
-_TOLD_ELSEWHERE = {"sample", "warning", "note"}
+_TOLD_ELSEWHERE = {"sample", "warning"}
+_REASONS = {"max_time": "run.max_time was over"}
 
 
 def moments_of(events: Sequence[Event]) -> tuple[Moment, ...]:
-    """The events as a timeline, measured from the first; neighbouring checkpoints become one line."""
-    told = [event for event in events if event.kind not in _TOLD_ELSEWHERE]
+    """The events as a timeline, measured from the first; neighbouring checkpoints, or skips, become one line."""
+    elsewhere = {id(note) for note in _first_notes(events)}
+    told = [event for event in events if event.kind not in _TOLD_ELSEWHERE and id(event) not in elsewhere]
     zero = next((event.time for event in told if event.time is not None), None)
     moments: list[Moment] = []
     for kind, group in groupby(told, key=lambda event: event.kind):
         same = list(group)
-        shown = [_checkpoints(same)] if kind == "checkpoint" else [_told(event) for event in same]
+        together = _TOGETHER.get(kind)
+        shown = [together(same)] if together else [_told(event) for event in same]
         # A group that became one line happened when it ended.
         moments += [Moment(_when(event, zero), *words) for event, words in zip(same[-len(shown) :], shown, strict=True)]
     return tuple(moments)
 
 
 def warnings_of(events: Sequence[Event]) -> tuple[str, ...]:
-    """Each warning once, in the order of its first appearance, with how often it came."""
-    times: dict[str, int] = {}
-    for event in events:
-        if event.kind in {"warning", "note"}:
-            times[event.text("message")] = times.get(event.text("message"), 0) + 1
+    """Each warning once, in the order of its first appearance, with how often it came; and what was not learned from.
+
+    An update is passed over by a skip, and by a rollback together with those since the checkpoint.
+    """
+    passed = [event for event in events if event.kind in {"skip", "rollback"}]
+    undone = int(sum(event.number("undone") or 0 for event in passed))
+    if not passed:
+        return _messages(events, "warning")
+    several = f"{len(passed):,} updates were" if len(passed) > 1 else "One update was"
+    more = f", and {undone:,} before {'them' if len(passed) > 1 else 'it'} undone" if undone else ""
+    return (*_messages(events, "warning"), f"{several} passed over{more}; the timeline says why.")
+
+
+def notes_of(events: Sequence[Event]) -> tuple[str, ...]:
+    """Notes on the run as a whole; those on what changed when it was taken up again belong to its timeline."""
+    return _messages(_first_notes(events), "note")
+
+
+def ranks_of(events: Sequence[Event]) -> tuple[int, str]:
+    """How many processes there were when the run was last begun or taken up, and how it lay over them."""
+    for event in reversed(events):
+        if event.kind == "ranks":
+            return int(event.number("size") or 1), event.text("parallel")
+        if event.kind in {"start", "resume"}:
+            break
+    return 1, "none"
+
+
+def _first_notes(events: Sequence[Event]) -> list[Event]:
+    first = takewhile(lambda event: event.kind != "resume", events)
+    return [event for event in first if event.kind == "note"]
+
+
+def _messages(events: Sequence[Event], kind: str) -> tuple[str, ...]:
+    times = Counter(event.text("message") for event in events if event.kind == kind)
     return tuple(f"{message} ({num} times)" if num > 1 else message for message, num in times.items())
 
 
@@ -42,7 +76,7 @@ def status_of(events: Sequence[Event]) -> str:
     last = next((event for event in reversed(events) if event.kind in {"start", "resume", "end"}), None)
     if last is None or last.kind != "end":
         return f"{started}. No end is recorded: it is running still, or was stopped."
-    step, reason = last.number("step"), last.text("reason")
+    step, reason = last.number("step"), _reason(last)
     at = f" at step {step:,.0f}" if step is not None else ""
     return f"{started}. Ended{at}{': ' + reason if reason else ''}."
 
@@ -53,7 +87,15 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
     at = f"step {step:,.0f}" if step is not None else ""
     match event.kind:
         case "start":
-            return "Started", _others(event)
+            steps = event.number("steps")
+            return "Started", f"{steps:,.0f} steps" if steps is not None else ""
+        case "note":
+            return "Note", event.text("message")
+        case "ranks":
+            return f"{event.number('size') or 0:.0f} processes", event.text("parallel")
+        case "rollback":
+            undone = event.number("undone") or 0
+            return f"Rolled back {undone:,.0f} update{'s' if undone != 1 else ''}", event.text("message")
         case "doctor":
             return "Data examined", f"{event.text('message')} (data.html)"
         case "resume":
@@ -69,7 +111,7 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
             return "Model built", ", ".join(word for word in words if word)
         case "end":
             seconds = event.number("seconds")
-            words = [event.text("reason"), at, f"after {duration(seconds)}" if seconds is not None else ""]
+            words = [_reason(event), at, f"after {duration(seconds)}" if seconds is not None else ""]
             return "Ended", ", ".join(word for word in words if word)
         case _:
             return event.kind.capitalize(), _others(event)
@@ -79,11 +121,28 @@ def _checkpoints(events: list[Event]) -> tuple[str, str]:
     first, last = events[0], events[-1]
     step, path = last.number("step"), last.text("path")
     at = f"step {step:,.0f}" if step is not None else ""
+    held = max((event.number("staged_seconds") or 0 for event in events), default=0)
     if len(events) == 1:
-        return "Checkpoint", ", ".join(word for word in (at, path) if word)
+        words = [at, path, f"held the run up {duration(held)}" if held else ""]
+        return "Checkpoint", ", ".join(word for word in words if word)
     begin = first.number("step")
     span = f"step {begin:,.0f} to {at}" if begin is not None and at else ""
-    return f"{len(events)} checkpoints", ", ".join(word for word in (span, f"last {path}" if path else "") if word)
+    words = [span, f"last {path}" if path else "", f"each held the run up {duration(held)} at most" if held else ""]
+    return f"{len(events)} checkpoints", ", ".join(word for word in words if word)
+
+
+def _skips(events: list[Event]) -> tuple[str, str]:
+    if len(events) == 1:
+        return "Update skipped", events[0].text("message")
+    return f"{len(events)} updates skipped", f"the first: {events[0].text('message')}"
+
+
+_TOGETHER = {"checkpoint": _checkpoints, "skip": _skips}
+"""What is told of neighbours of a kind at once."""
+
+
+def _reason(end: Event) -> str:
+    return _REASONS.get(end.text("reason"), end.text("reason"))
 
 
 def _others(event: Event) -> str:
@@ -95,7 +154,7 @@ def _others(event: Event) -> str:
 def _when(event: Event, zero: float | None) -> str:
     if event.time is None or zero is None:
         return ""
-    return f"+ {duration(max(event.time - zero, 0.0))}" if event.time > zero else _date(event.time)
+    return f"+ {duration(round(event.time - zero, 1))}" if event.time > zero else _date(event.time)
 
 
 def _date(time: float) -> str:

@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +55,24 @@ def keep_scale(
     return (drawn >= drop_threshold(p, query_keys.device)).float() / (1 - p)
 
 
+class Asked(NamedTuple):
+    """What a layer asks of attention beside who sees whom; see `attention`.
+
+    Attributes:
+        window: how far along its path a query sees, itself included; None is without limit.
+        scale: of the scores.
+        dropout: of the probabilities.
+        softcap: of the scores.
+        sinks: for each head the score of one more key.
+    """
+
+    window: int | None
+    scale: float
+    dropout: AttentionDropout | None = None
+    softcap: float | None = None
+    sinks: Float[Tensor, " H"] | None = None
+
+
 class Backend(Protocol):
     """How a device attends."""
 
@@ -64,12 +82,7 @@ class Backend(Protocol):
         k: Float[Tensor, "Tk G K"],
         v: Float[Tensor, "Tk G K"],
         sight: Sight,
-        *,
-        window: int | None,
-        scale: float,
-        dropout: AttentionDropout | None,
-        softcap: float | None = None,
-        sinks: Float[Tensor, " H"] | None = None,
+        asked: Asked,
     ) -> Float[Tensor, "Tq H K"]:
         """Attend."""
         ...
@@ -104,7 +117,7 @@ def attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     attend = backend or backend_for(q.device)
-    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)
+    return attend(q, k, v, sight, Asked(window, scale, dropout, softcap, sinks))
 
 
 def backend_for(device: torch.device) -> Backend:
@@ -125,14 +138,10 @@ def attend_reference(
     k: Float[Tensor, "Tk G K"],
     v: Float[Tensor, "Tk G K"],
     sight: Sight,
-    *,
-    window: int | None,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " H"] | None = None,
+    asked: Asked,
 ) -> Float[Tensor, "Tq H K"]:
     """The definition, with the whole mask and all scores written out; what the other back-ends are compared with."""
+    window, scale, dropout, softcap, sinks = asked
     group = q.shape[1] // k.shape[1]
     keys, values = (t.repeat_interleave(group, dim=1) for t in (k, v))
     seen = sight.mask(window)

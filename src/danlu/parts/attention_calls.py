@@ -13,12 +13,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from danlu.sight import ANYWHERE
+from danlu.parts.attention import Asked
+from danlu.sight import ANYWHERE, Sight
 
 NO_WINDOW = -1
 """The window of a layer that has none, for operators."""
 TILE_ROWS = 256
 """How many queries a tile has; keys are taken whole, as far as these queries see."""
+
+
+def reached(sight: Sight, asked: Asked) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Who sees whom, as operators take it: calls, offsets of queries and keys, and the window."""
+    return sight.calls, sight.query_offset, sight.key_offset, NO_WINDOW if asked.window is None else asked.window
+
+
+def keyed(asked: Asked) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
+    """Dropout, as operators take it: keys of queries and keys, the place, and the fraction."""
+    if asked.dropout is None:
+        return None, None, None, 0.0
+    return asked.dropout.query_keys, asked.dropout.key_keys, asked.dropout.place, asked.dropout.p
 
 
 class Tile(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from danlu.parts.attention import AttentionDropout
+from danlu.parts.attention import Asked
 from danlu.parts.attention_fused import attend_fused
 from danlu.parts.attention_tiled import attend_tiled
 from danlu.parts.compiled import is_compiling
@@ -19,13 +19,8 @@ def attend_on_cpu(
     k: Tensor,
     v: Tensor,
     sight: Sight,
-    *,
-    window: int | None,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    asked: Asked,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`."""
     attend = attend_tiled if is_compiling() else attend_fused
-    return attend(q, k, v, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)
+    return attend(q, k, v, sight, asked)

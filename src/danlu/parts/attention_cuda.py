@@ -34,7 +34,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from danlu.errors import UnsupportedError
 from danlu.opaque import drop_threshold
-from danlu.parts.attention import AttentionDropout, attend_reference
+from danlu.parts.attention import Asked, AttentionDropout, attend_reference
 from danlu.random import bits, mix32
 from danlu.sight import ANYWHERE, Sight
 
@@ -53,21 +53,15 @@ def attend_on_cuda(
     k: Tensor,
     v: Tensor,
     sight: Sight,
-    *,
-    window: int | None,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    asked: Asked,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`; float64, which no kernel knows, by the definition."""
-    wanted: dict[str, Any] = {"scale": scale, "dropout": dropout, "softcap": softcap, "sinks": sinks}
     if q.dtype == torch.float64:
-        return attend_reference(q, k, v, sight, window=window, **wanted)
-    plan, plain = _Plan.of(sight), dropout is None and softcap is None and sinks is None
-    if plain and plan.runs is not None and flash_suffices(q, plan.runs, window):
-        return attend_runs(q, k, v, plan.runs, window=window, scale=scale)
-    return attend_flex(q, k, v, plan.block_mask(sight, window), **wanted)
+        return attend_reference(q, k, v, sight, asked)
+    plan, plain = _Plan.of(sight), asked.dropout is None and asked.softcap is None and asked.sinks is None
+    if plain and plan.runs is not None and flash_suffices(q, plan.runs, asked.window):
+        return attend_runs(q, k, v, plan.runs, window=asked.window, scale=asked.scale)
+    return attend_flex(q, k, v, plan.block_mask(sight, asked.window), asked)
 
 
 class Runs(NamedTuple):
@@ -145,11 +139,8 @@ def attend_flex(
     k: Tensor,
     v: Tensor,
     mask: BlockMask | None,
+    asked: Asked,
     *,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
     kernel: Callable[..., Any] | None = None,
 ) -> Tensor:
     """Through FlexAttention.
@@ -158,17 +149,14 @@ def attend_flex(
         q: queries ``[Tq, H, K]``.
         k: keys ``[Tk, G, K]``.
         v: values ``[Tk, G, K]``.
-        mask: who sees whom, from `block_mask`; None when there are no queries or no keys.
-        scale: of the scores.
-        dropout: of the probabilities.
-        softcap: of the scores.
-        sinks: each head's further score.
+        mask: who sees whom, from `block_mask`, windows included; None when there are no queries or no keys.
+        asked: what else.
         kernel: called as `flex_attention`; by default that, compiled.
     """
     if mask is None:
         return q * 0
-    wanted: dict[str, Any] = {"scale": scale, "softcap": softcap, "kernel": kernel}
-    out, lse = flex_part(q, k, v, mask, dropout=dropout, with_lse=sinks is not None, **wanted)
+    sinks = asked.sinks
+    out, lse = flex_part(q, k, v, mask, asked, with_lse=sinks is not None, kernel=kernel)
     if sinks is None:
         return out.to(q.dtype)
     return (out * (lse - sinks[:, None]).sigmoid().t()[..., None]).to(q.dtype)
@@ -179,10 +167,8 @@ def flex_part(
     k: Tensor,
     v: Tensor,
     mask: BlockMask,
+    asked: Asked,
     *,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
     with_lse: bool = True,
     kernel: Callable[..., Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -192,8 +178,8 @@ def flex_part(
     """
     kernel, short = kernel or _compiled_flex(), max(_NARROWEST_HEAD - q.shape[-1], 0)
     heads = [F.pad(x, (0, short)).transpose(0, 1)[None] for x in (q, k, v)]
-    cap = None if softcap is None else capping(softcap, q.device)
-    settings = {"block_mask": mask, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1], "score_mod": cap}
+    dropout, cap = asked.dropout, None if asked.softcap is None else capping(asked.softcap, q.device)
+    settings = {"block_mask": mask, "scale": asked.scale, "enable_gqa": q.shape[1] != k.shape[1], "score_mod": cap}
     if dropout is None and not with_lse:
         out, lse = kernel(*heads, **settings), q.new_empty(1, 0)
     else:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from danlu.parts.attention import AttentionDropout
-from danlu.parts.attention_calls import NO_WINDOW, Merged, like_inputs, like_queries, sink_gradient, tiles
+from danlu.parts.attention import Asked
+from danlu.parts.attention_calls import NO_WINDOW, Merged, like_inputs, like_queries, reached, sink_gradient, tiles
 from danlu.parts.attention_tiled import attend_tiled
 from danlu.sight import ANYWHERE, Sight
 
@@ -25,18 +25,12 @@ def attend_fused(
     k: Tensor,
     v: Tensor,
     sight: Sight,
-    *,
-    window: int | None,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    asked: Asked,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`."""
-    if dropout is not None or softcap is not None:
-        return attend_tiled(q, k, v, sight, window=window, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)
-    reach = NO_WINDOW if window is None else window
-    return fused_attention(q, k, v, sight.calls, sight.query_offset, sight.key_offset, reach, scale, sinks)[0]
+    if asked.dropout is not None or asked.softcap is not None:
+        return attend_tiled(q, k, v, sight, asked)
+    return fused_attention(q, k, v, *reached(sight, asked), asked.scale, asked.sinks)[0]
 
 
 @torch.library.custom_op("danlu::fused_attention", mutates_args=(), device_types="cpu")

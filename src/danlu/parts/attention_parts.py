@@ -12,36 +12,17 @@ again and differentiated: with the share w = exp(lse' - lse) of a part (o', lse'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from danlu.errors import UnsupportedError
-from danlu.parts.attention import AttentionDropout
-from danlu.parts.attention_calls import NO_WINDOW
+from danlu.parts.attention import Asked
+from danlu.parts.attention_calls import keyed, reached
 from danlu.parts.attention_fused import fused_attention, fused_attention_backward
 from danlu.parts.attention_tiled import tiled_attention, tiled_attention_backward
 from danlu.parts.compiled import is_compiling
 from danlu.sight import Sight
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a layer asks of attention beside who sees whom; see `danlu.parts.attention.attention`.
-
-    Attributes:
-        window: how far along its path a query sees, or None.
-        scale: of the scores.
-        dropout: of the probabilities, or None.
-        softcap: of the scores, or None.
-    """
-
-    window: int | None
-    scale: float
-    dropout: AttentionDropout | None = None
-    softcap: float | None = None
 
 
 def attend_part(
@@ -54,8 +35,8 @@ def attend_part(
     """
     if q.device.type == "cpu":
         if _fused(asked):
-            return fused_attention(q, k, v, *_seen(sight, asked), asked.scale)
-        return tiled_attention(q, k, v, *_seen(sight, asked), asked.scale, *_keyed(asked), asked.softcap)
+            return fused_attention(q, k, v, *reached(sight, asked), asked.scale)
+        return tiled_attention(q, k, v, *reached(sight, asked), asked.scale, *keyed(asked), asked.softcap)
     if q.device.type == "cuda":
         return attend_part_by_flex(q, k, v, sight, asked)
     raise UnsupportedError(f"attention to keys in several places is not there for {q.device.type}")
@@ -88,25 +69,14 @@ def attend_part_backward(
     """
     if q.device.type != "cpu":
         return attend_part_by_flex_backward(grad, q, k, v, out, lse, sight, asked)
-    given = (grad, q, k, v, out, lse, *_seen(sight, asked), asked.scale)
+    given = (grad, q, k, v, out, lse, *reached(sight, asked), asked.scale)
     if _fused(asked):
         return fused_attention_backward(*given)
-    return tiled_attention_backward(*given, *_keyed(asked), asked.softcap)
+    return tiled_attention_backward(*given, *keyed(asked), asked.softcap)
 
 
 def _fused(asked: Asked) -> bool:
     return asked.dropout is None and asked.softcap is None and not is_compiling()
-
-
-def _seen(sight: Sight, asked: Asked) -> tuple[Tensor, Tensor, Tensor, int]:
-    reach = NO_WINDOW if asked.window is None else asked.window
-    return sight.calls, sight.query_offset, sight.key_offset, reach
-
-
-def _keyed(asked: Asked) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
-    if asked.dropout is None:
-        return None, None, None, 0.0
-    return asked.dropout.query_keys, asked.dropout.key_keys, asked.dropout.place, asked.dropout.p
 
 
 def attend_part_by_flex(q: Tensor, k: Tensor, v: Tensor, sight: Sight, asked: Asked) -> tuple[Tensor, Tensor]:
@@ -120,7 +90,7 @@ def attend_part_by_flex(q: Tensor, k: Tensor, v: Tensor, sight: Sight, asked: As
     mask = planned_mask(sight, asked.window)
     if mask is None:
         raise ValueError(f"{len(q)} queries cannot attend to {len(k)} keys: there has to be one of each")
-    return flex_part(q, k, v, mask, scale=asked.scale, dropout=asked.dropout, softcap=asked.softcap)
+    return flex_part(q, k, v, mask, asked)
 
 
 def attend_part_by_flex_backward(

@@ -25,9 +25,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from danlu.packed import Packed
-from danlu.parts.attention import AttentionDropout
+from danlu.parts.attention import Asked
 from danlu.parts.attention_calls import NO_WINDOW, Merged, precise, sink_gradient
-from danlu.parts.attention_parts import Asked, attend_part, attend_part_backward
+from danlu.parts.attention_parts import attend_part, attend_part_backward
 from danlu.sight import Sight
 
 Runs: TypeAlias = Sequence[tuple[int, int]]
@@ -187,14 +187,9 @@ class RingMemory:
         k: Tensor,
         v: Tensor,
         sight: Sight,
-        *,
-        window: int | None,
-        scale: float,
-        dropout: AttentionDropout | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
+        asked: Asked,
     ) -> Tensor:
-        out: Tensor = _Travelling.apply(q, k, v, sinks, self, Asked(window, scale, dropout, softcap))
+        out: Tensor = _Travelling.apply(q, k, v, asked.sinks, self, asked._replace(sinks=None))
         return out
 
     def visits(self, k: Tensor, v: Tensor, asked: Asked) -> Iterator[tuple[_Visit, Asked, Tensor, Tensor]]:
@@ -208,7 +203,7 @@ class RingMemory:
             dropout = asked.dropout
             if dropout is not None and visit.keys is not None:
                 dropout = replace(dropout, key_keys=visit.keys)
-            yield visit, replace(asked, dropout=dropout), here[0], here[1]
+            yield visit, asked._replace(dropout=dropout), here[0], here[1]
             if wait is not None:
                 wait()
             here = taken

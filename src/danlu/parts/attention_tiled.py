@@ -11,14 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from danlu.parts.attention import AttentionDropout, keep_scale
+from danlu.parts.attention import Asked, keep_scale
 from danlu.parts.attention_calls import (
-    NO_WINDOW,
     Merged,
     Tile,
+    keyed,
     like_inputs,
     like_queries,
     precise,
+    reached,
     sink_gradient,
     tiles,
 )
@@ -31,19 +32,11 @@ def attend_tiled(
     k: Tensor,
     v: Tensor,
     sight: Sight,
-    *,
-    window: int | None,
-    scale: float,
-    dropout: AttentionDropout | None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    asked: Asked,
 ) -> Tensor:
     """See `danlu.parts.attention.attention`."""
-    table, reach = (sight.calls, sight.query_offset, sight.key_offset), NO_WINDOW if window is None else window
-    keyed: tuple[Tensor | None, Tensor | None, Tensor | None, float] = (None, None, None, 0.0)
-    if dropout is not None:
-        keyed = (dropout.query_keys, dropout.key_keys, dropout.place, dropout.p)
-    return tiled_attention(q, k, v, *table, reach, scale, *keyed, softcap, sinks)[0]
+    told = (*reached(sight, asked), asked.scale, *keyed(asked), asked.softcap)
+    return tiled_attention(q, k, v, *told, asked.sinks)[0]
 
 
 def _seen(like: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from danlu.contracts import Batch, SequenceModel
 from danlu.data import pack
 from danlu.engine.recompute import Recomputed, recompute
-from danlu.verifying.subject import Subject
+from danlu.verifying.subject import STEP, Subject
 from danlu.verifying.tolerances import NEGLIGIBLE, SAME_SUMS
 from danlu.verifying.verdict import Inapplicable, Measured, check, size
 
@@ -87,7 +87,7 @@ def step_gradient(
     if policy is not None:
         optimizer = subject.experiment.recipe.optimizer.build(policy)
         updater = replace(updater, models={**updater.models, subject.method.roles[0]: policy}, optimizer=optimizer)
-    updater.gradient(groups, subject.gradient_key())
+    updater.gradient(groups, STEP)
     return _taken(updater.policy)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from danlu.architecture.hub import weight_files
 from danlu.contracts import SequenceModel
 from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.record import rows_of
 from danlu.errors import RunError
 from danlu.recipe import Recipe, dump_recipe, load_recipe
 from danlu.training import Run, resume, train
@@ -151,8 +152,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _metric(run: Path, name: str) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [float(row[name]) for row in rows if name in row]
+    return [float(row[name]) for row in rows_of(run / "metrics.jsonl") if name in row]
 
 
 def _digests(checkpoints: Checkpoints) -> Mapping[str, str]:

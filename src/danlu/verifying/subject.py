@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from danlu.build import Experiment, assemble
+from danlu.build import assemble
 from danlu.contracts import Batch, Method, SequenceModel
 from danlu.data import Sample
-from danlu.engine.update import Updater
-from danlu.random import fold, token_keys
+from danlu.engine.update import Updater, keyed
+from danlu.experiment import Experiment
+from danlu.random import fold
 from danlu.recipe import HubModel, Recipe, dump_recipe, load_recipe
 
 _FEWEST, _MOST = 2, 8
@@ -25,7 +26,7 @@ _ENOUGH = 4
 """Samples to choose from; where an update has fewer, those of the next are added."""
 _MOST_TOKENS = 1024
 """That they have together, unless the shortest `_FEWEST` have more."""
-_STEP = 0
+STEP = 0
 """The update that randomness is keyed by."""
 
 
@@ -82,15 +83,8 @@ class Subject:
         return folder
 
     def keyed(self, batch: Batch) -> Batch:
-        """The batch on the device with the random keys of `_STEP`; each row's are its sample's and place's alone."""
-        packed = batch.packed
-        key = fold(self.experiment.recipe.run.seed, _STEP)
-        keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())
-        return replace(batch, packed=replace(packed, keys=keys)).to(self.device)
-
-    def gradient_key(self) -> int:
-        """The number of the update whose randomness `keyed` gives."""
-        return _STEP
+        """The batch on the device with the random keys of `STEP`; each row's are its sample's and place's alone."""
+        return keyed(batch.to(self.device), fold(self.experiment.recipe.run.seed, STEP))
 
     @functools.cached_property
     def coupling(self) -> str:
@@ -115,7 +109,7 @@ def prepared(recipe: Recipe, folder: Path) -> Iterator[Subject]:
     """
     with closing(assemble(_plain(recipe, folder))) as experiment:
         source, drawn = experiment.source, list[Sample]()
-        while len(drawn) < _ENOUGH:
+        while len(drawn) < _ENOUGH and not source.exhausted:
             drawn += source.draw()
         yield Subject(experiment, few([recipe.method.group(sample) for sample in drawn]), folder)
 
@@ -132,7 +126,7 @@ def few(groups: Sequence[Batch]) -> list[Batch]:
 
 def _plain(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe in float32, computed as written; nothing is left where its run would be."""
-    raw: dict[str, Any] = dump_recipe(recipe)
+    raw: dict[str, Any] = dump_recipe(recipe.alone)
     raw["run"] |= {"precision": "fp32", "compile": False, "recompute": "none"}
     raw["run"] |= {"out": str(folder / "run"), "prompts": (), "loggers": ()}
     for bound in ("epochs", "max_time"):  # what is run here is bounded by its updates alone

@@ -9,60 +9,25 @@ ring have the same share.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from danlu.contracts import Batch, Method, SequenceModel
+from danlu.contracts import Batch
 from danlu.data import pack
 from danlu.engine.guards.watch import finite, watching
 from danlu.engine.guards.weights import local
 from danlu.engine.guards.words import listed
-from danlu.engine.parallel import Parallel
-from danlu.engine.update import keyed
+from danlu.engine.update import Updater, keyed
 from danlu.parts.compiled import is_compiling
 from danlu.random import fold
 
 Cause = Literal["parameter", "samples", "together", "unknown"]
 Way = Literal["targets", "output", "loss", "backward", "gradient", "parameter"]
-
-
-class Learner(Protocol):
-    """What of an `Updater` is needed to compute its update again."""
-
-    @property
-    def models(self) -> Mapping[str, SequenceModel]:
-        """By role."""
-        ...
-
-    @property
-    def method(self) -> Method:
-        """How it learns."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where."""
-        ...
-
-    @property
-    def pack_tokens(self) -> int:
-        """Tokens that go through at once."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Everything random follows from it."""
-        ...
-
-    @property
-    def parallel(self) -> Parallel:
-        """How the trained model lies over ranks."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,13 +87,13 @@ class Trace:
         return f"; {'of the first of them, ' if several else ''}{texts[self.way]}"
 
 
-def trace_nonfinite(learner: Learner, groups: Sequence[Batch], step: int) -> Trace:
+def trace_nonfinite(learner: Updater, groups: Sequence[Batch], step: int) -> Trace:
     """Find what made an update's loss or gradient not finite; no weight is changed, and gradients are cleared.
 
     All ranks call this, and get the same answer.
 
     Args:
-        learner: the update's `Updater`, its weights as they were before it.
+        learner: what made the update, its weights as they were before it.
         groups: the update's groups, of several ranks this one's.
         step: as `Updater.gradient` was given it.
     """
@@ -136,7 +101,7 @@ def trace_nonfinite(learner: Learner, groups: Sequence[Batch], step: int) -> Tra
 
 
 class _Tracer:
-    def __init__(self, learner: Learner, groups: Sequence[Batch], step: int) -> None:
+    def __init__(self, learner: Updater, groups: Sequence[Batch], step: int) -> None:
         self._learner, self._groups, self._step = learner, groups, step
         self._ranks, self._share = learner.parallel.ranks, learner.parallel.share
         self._policy = learner.models[learner.method.roles[0]]

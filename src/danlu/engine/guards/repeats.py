@@ -9,12 +9,11 @@ class Repeats:
     Args:
         asked: passes the recipe asks for; None when it only names steps.
         steps: updates of the run, if they are known.
-        epochs: passes that are done at the beginning.
     """
 
-    def __init__(self, asked: int | None, *, steps: int | None = None, epochs: float = 0.0) -> None:
+    def __init__(self, asked: int | None, *, steps: int | None = None) -> None:
         self._steps = steps
-        self._silent = asked is not None or epochs > 1
+        self._silent = asked is not None
 
     def note(self, step: int, epochs: float) -> str | None:
         """Once a sentence, when the data begin again unasked.
@@ -31,6 +30,10 @@ class Repeats:
             f"the data are read a second time from step {step} on{passes}: "
             "give more data, or say run.epochs, if that is not meant"
         )
+
+    def resumed(self, epochs: float) -> None:
+        """The run goes on after so many passes: what was told of them before is not told again."""
+        self._silent = self._silent or epochs > 1
 
     @staticmethod
     def ended(step: int, share: float) -> str | None:

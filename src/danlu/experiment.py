@@ -1,0 +1,205 @@
+"""Everything a recipe names, made and checked: an experiment that is ready to run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from danlu.architecture.checkpoint import save_model
+from danlu.contracts import SequenceModel
+from danlu.data import Data, DataSource
+from danlu.data.chat_template import ChatTemplate
+from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.device import Device
+from danlu.engine.guarding import Guards
+from danlu.engine.guards.clock import Clock
+from danlu.engine.guards.repeats import Repeats
+from danlu.engine.loop import Loop, Plan
+from danlu.engine.parallel import Parallel
+from danlu.engine.ranks import Ranks
+from danlu.engine.record import Recorder
+from danlu.engine.update import Updater
+from danlu.generate import Sampling, complete, generate
+from danlu.generate.chat_session import chat_ids, turn_ending
+from danlu.recipe import HubModel, Recipe, dump_recipe
+
+_MEASUREMENTS = 10
+_UNRENDERED = {"text", "tokens"}
+"""Shapes of rows that no template renders."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a recipe names, made and checked; nothing has been trained or written.
+
+    Attributes:
+        recipe: resolved: what it left open is filled in.
+        device: where.
+        data: what it learns from.
+        source: what samples are drawn from.
+        policy: the model that is trained.
+        parallel: how it lies over ranks.
+        began: when it was begun to be made, or its launch by `torchrun` was, by `time.monotonic`.
+    """
+
+    recipe: Recipe
+    device: Device
+    data: Data
+    source: DataSource
+    policy: SequenceModel
+    parallel: Parallel
+    began: float
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.parallel.ranks
+
+    @property
+    def steps(self) -> int:
+        """Updates of the run; about so many, where it is so many epochs: what has been read tells of the rest."""
+        run, data, (samples, targets) = self.recipe.run, self.recipe.data, self.data.train.expected
+        if run.epochs is None:
+            return run.steps or 0
+        step, whole = (data.step_samples, samples) if data.step_samples else (data.step_tokens or 1, targets)
+        epochs = max(1, math.ceil(run.epochs * whole / step))
+        return epochs if run.steps is None else min(run.steps, epochs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What one should know of the model: what of a checkpoint's own settings is not done here."""
+        return self.policy.notes
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self.data.train.close()
+
+    def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
+        """The loop over these parts, writing into a run's directory."""
+        recipe, settings = self.recipe, self.recipe.run
+        every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
+        updater = self.updater()
+        guards = Guards(
+            settings.guards,
+            updater,
+            Clock(settings.max_time, self.steps or None, began=self.began),
+            Repeats(settings.epochs, steps=settings.steps),
+            lambda message, step: recorder.event("warning", step=step, message=message),
+        )
+        return Loop(
+            updater=updater,
+            source=self.source,
+            held_out=None if self.data.held_out is None else self.held_out,
+            schedule=recipe.optimizer.schedule,
+            device=self.device,
+            plan=Plan(
+                steps=settings.steps,
+                epochs=settings.epochs,
+                eval_every=every,
+                checkpoint_every=settings.checkpoint_every or every,
+                keep_checkpoints=settings.keep_checkpoints,
+                lr=recipe.optimizer.lr,
+            ),
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
+            recorder=recorder,
+            guards=guards,
+            continuations=self.continuations,
+            stopping=stopping,
+            identity={"recipe": dump_recipe(recipe)},
+        )
+
+    def updater(self) -> Updater:
+        """What moves the weights."""
+        recipe = self.recipe
+        return Updater(
+            models={recipe.method.roles[0]: self.policy},
+            method=recipe.method,
+            optimizer=recipe.optimizer.build(self.policy),
+            device=self.device.torch,
+            pack_tokens=recipe.run.pack_tokens * self.parallel.ring,
+            clip_norm=recipe.optimizer.clip_norm,
+            seed=recipe.run.seed,
+            parallel=self.parallel,
+        )
+
+    def held_out(self) -> Iterator[Any]:
+        """The samples it is measured on."""
+        corpus = self.data.held_out
+        assert corpus is not None
+        return (corpus[i] for i in range(len(corpus)))
+
+    def continuations(self) -> Iterable[tuple[str, str]]:
+        """The recipe's prompts, and what the model makes of them now."""
+        tokenizer = self.data.tokenizer
+        written = complete(self.policy, *self._prompts(), stop=self._stops, agree=self.ranks.first)
+        self.parallel.settle(self.policy)
+        return [(p, tokenizer.decode(e.tokens)) for p, e in zip(self.recipe.run.prompts, written, strict=True)]
+
+    def check_prompts(self) -> None:
+        """Refuse, before anything runs, prompts that could not be continued, and a template that ends no turn.
+
+        Raises:
+            RecipeError, UnsupportedError: as `danlu.generate.generate` does.
+        """
+        generate(self.policy, *self._prompts(), stop=self._stops)
+
+    def _prompts(self) -> tuple[list[list[int]], Sampling]:
+        """The prompts as what the model is trained on: where that is conversations, as a user's messages."""
+        run, tokenizer, template = self.recipe.run, self.data.tokenizer, self._template
+        if template is not None:
+            said = [[{"role": "user", "content": prompt}] for prompt in run.prompts]
+            prompts = [chat_ids(tokenizer, template.render(asked, add_generation_prompt=True)) for asked in said]
+        else:
+            first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+            prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
+        return prompts, Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
+
+    def export(self, directory: Path) -> None:
+        """Write the model and its tokenizer in hub format; all ranks help, the first one writes."""
+        self.ranks.wait()  # where a fault of one is told, before they rely on each other
+        weights = self.parallel.gathered(self.policy)
+        self.ranks.lead(lambda: self._write(directory, weights))
+
+    def _write(self, directory: Path, weights: Mapping[str, Tensor] | None) -> None:
+        model, tokenizer = self.recipe.model, self.data.tokenizer
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
+        save_model(self.policy, directory, weights=weights, like=like, settings=settings)
+        tokenizer.save(directory)
+        self._export_template(directory)
+
+    def _export_template(self, directory: Path) -> None:
+        """The template that it was trained with, where that is not the tokenizer's own, and what ends a turn by it."""
+        template = self._template
+        if template is None:
+            return
+        if self.recipe.data.chat_template is not None:
+            (directory / "chat_template.jinja").write_text(template.source, encoding="utf-8")
+        file = directory / "generation_config.json"
+        settings = json.loads(file.read_text()) if file.exists() else {}
+        listed = settings.get("eos_token_id", json.loads((directory / "config.json").read_text()).get("eos_token_id"))
+        known = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        ends = list(dict.fromkeys([*known, *self._stops]))
+        if ends != known:  # else other tools would not stop where the model was taught to
+            file.write_text(json.dumps({**settings, "eos_token_id": ends}, indent=2) + "\n")
+
+    @property
+    def _template(self) -> ChatTemplate | None:
+        """What conversations are rendered by, if there are any."""
+        if set(self.data.train.statistics.shapes) <= _UNRENDERED:
+            return None
+        chats = [part.encoder.chat for part in self.data.documents.train]
+        return next((chat.template for chat in chats if chat is not None and chat.template is not None), None)
+
+    @property
+    def _stops(self) -> list[int]:
+        """What ends a text, and an assistant's turn."""
+        tokenizer, template = self.data.tokenizer, self._template
+        ending = None if template is None else tokenizer.added_tokens.get(turn_ending(tokenizer, template))
+        return [token for token in dict.fromkeys((tokenizer.eos_id, ending)) if token is not None]
