@@ -78,7 +78,7 @@ def _finish(run: object) -> None:
     from danlu import console, training
 
     assert isinstance(run, training.Run)
-    if os.environ.get("RANK", "0") == "0":
+    if _speaks():
         console.show_result(run)
     if run.reason == "max_time":  # any status but 0 has `torchrun` begin it anew, its time being over
         raise typer.Exit(0 if "TORCHELASTIC_RESTART_COUNT" in os.environ else _OUT_OF_TIME)
@@ -232,11 +232,16 @@ def main() -> None:
     sys.exit(status)
 
 
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _status() -> int:
     try:
         app()
     except DanluError as error:
-        typer.echo(f"danlu: {error}", err=True)
+        if not error.told or _speaks():  # what all ranks know is said once
+            typer.echo(f"danlu: {error}", err=True)
         return 1
     except KeyboardInterrupt:
         typer.echo("danlu: interrupted", err=True)

@@ -19,6 +19,8 @@ from danlu.engine.lock import locked
 from danlu.engine.ranks import Ranks
 from danlu.errors import RunError
 
+from .threads import Threads
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -166,20 +168,24 @@ def test_what_cannot_be_locked_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         pass
 
 
-class Told(Ranks):
-    """A rank that is told what the leading one says."""
-
-    def first(self, value: object) -> object:
-        assert value == [None, None]
-        return ["a note", None] if self.size == 2 else [None, ["in use", "run", "Wait."]]
-
-
 def test_ranks_that_do_not_lead_hold_nothing_and_hear_what_became_of_it(tmp_path: Path) -> None:
-    with locked(tmp_path, Told(1, 2)) as note:
-        assert note == "a note"
-        assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RunError, match=r"run: in use\. Wait\."), locked(tmp_path, Told(1, 3)):
-        pass
+    def work(ranks: Ranks) -> list[str]:
+        with locked(tmp_path, ranks) as note:
+            assert note is None
+            ranks.wait()
+            return [file.name for file in tmp_path.iterdir()]
+
+    def told(ranks: Ranks) -> list[str]:
+        found = work(ranks)
+        ranks.wait()
+        return found
+
+    assert Threads.run(3, told) == [[".lock"]] * 3
+    with locked(tmp_path):
+        errors = Threads.run(3, work)
+    assert all(isinstance(error, RunError) and error.told for error in errors)
+    assert len({str(error) for error in errors}) == 1
+    assert f"in use by process {os.getpid()} " in str(errors[0])
 
 
 def test_where_its_words_cannot_be_written_it_is_a_lock_all_the_same(tmp_path: Path) -> None:

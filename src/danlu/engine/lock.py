@@ -39,18 +39,15 @@ def locked(run: Path, ranks: Ranks = ALONE) -> Iterator[str | None]:
     Raises:
         RunError: on every rank, when another process works there, or no lock can be made.
     """
-    file, note, fault = None, None, None
-    if ranks.leads:
-        try:
-            file, note = _taken(run)
-        except RunError as error:
-            fault = [error.what, error.where, error.do]
+    file: IO[str] | None = None
+
+    def take() -> str | None:
+        nonlocal file
+        file, note = _taken(run)
+        return note
+
     try:
-        note, fault = ranks.first([note, fault])
-        if fault is not None:
-            what, where, do = fault
-            raise RunError(what, where=where, do=do)
-        yield note
+        yield ranks.lead(take)
     finally:
         if file is not None and not file.closed:  # as it is in a forked child
             _give_back(file, run / LOCK)
