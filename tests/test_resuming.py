@@ -223,7 +223,7 @@ def test_the_rate_of_a_run_of_so_many_passes_is_by_passes_and_told_once(plain: d
     after = changed(before, "run.epochs=4", "run.steps=1000")
     found = changes(before, after, step=30, epochs=1.0)
     assert [change.key for change in found] == ["run.steps", "run.epochs"]
-    assert found[0].sentence.endswith("the learning rate of step 31 was 0.0005 by the old horizon and is 0.00075")
+    assert found[0].sentence.endswith("the learning rate of step 31 was about 0.0005 by the old horizon and is 0.00075")
     assert "learning rate" not in found[1].sentence
     constant = changed(plain, "optimizer.schedule={name: constant, warmup: 0}")
     (change,) = changes(constant, changed(constant, "run.steps=90"), step=8)

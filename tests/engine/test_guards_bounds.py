@@ -159,9 +159,12 @@ def test_data_that_begin_again_unasked_are_told_of_once(tmp_path: Path, samples:
 
 def test_data_that_begin_again_as_asked_or_before_this_session_are_not_told_of() -> None:
     assert Repeats(2).note(9, 1.5) is None
-    assert Repeats(None, epochs=1.2).note(9, 1.5) is None
-    assert Repeats(None, epochs=0.9).note(9, 1.0) is None
-    told = Repeats(None, epochs=0.9).note(9, 1.1)
+    before, not_yet = Repeats(None), Repeats(None)
+    before.resumed(1.2)
+    assert before.note(9, 1.5) is None
+    not_yet.resumed(0.9)
+    assert not_yet.note(9, 1.0) is None
+    told = not_yet.note(9, 1.1)
     assert told is not None
     assert "from step 9 on: " in told
 

@@ -55,6 +55,10 @@ def test_rows_and_events_are_a_json_object_a_line_and_listeners_hear_them(tmp_pa
     assert json.loads(json_line({"a": -math.inf}), parse_constant=pytest.fail) == {"a": None}
 
 
+def lines_of_whole(file: Path) -> list[dict[str, Any]]:
+    return list(rows_of(file))
+
+
 def test_cutting_back_keeps_what_is_not_later(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.event("start", steps=9)
@@ -65,8 +69,16 @@ def test_cutting_back_keeps_what_is_not_later(tmp_path: Path) -> None:
         with (tmp_path / name).open("ab") as file:
             file.write(b'{"step": 2, "lo')
     whole = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    told = len((tmp_path / "events.jsonl").read_bytes())
     recorder.cut_back(3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole[:4])
+    assert len((tmp_path / "events.jsonl").read_bytes()) == told
+    then = lines_of_whole(tmp_path / "events.jsonl")[4]["time"]
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"time": then, "kind": "rollback", "step": 5}) + "\n")
+    recorder.cut_back(3, then)
+    assert lines(tmp_path / "events.jsonl").pop()["kind"] == "rollback"  # of a later step, and told before
+    recorder.cut_back(3, then - 1e6)
     assert [e.get("step") for e in lines(tmp_path / "events.jsonl")] == [None, 0, 1, 2, 3]
     recorder.metrics({"step": 4})
     assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]

@@ -88,7 +88,7 @@ def test_the_model_is_left_as_it_was(model: SequenceModel) -> None:
     first.eval()
     inside = []
     hook = model.register_forward_pre_hook(
-        lambda module, args: inside.append((module.training, torch.is_inference_mode_enabled()))
+        lambda module, args: inside.append((module.training, torch.is_grad_enabled()))
     )
     steps = generate(model, PROMPTS, Sampling(max_new_tokens=4))
     for step in islice(steps, 7):
@@ -99,7 +99,7 @@ def test_the_model_is_left_as_it_was(model: SequenceModel) -> None:
         assert not torch.is_inference_mode_enabled()
     steps.close()
     hook.remove()
-    assert inside == [(False, True)] * 2
+    assert inside == [(False, False)] * 2
     assert model.training
     model.eval()
 
