@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .faults import encoders, masked, part, processes_for_little, stop_encoders
 from .runs import (
     checkpoints,
     flip,
+    pointed,
     step_folder,
 )
 from .test_checkpoint import no_file_larger_than
@@ -104,7 +106,13 @@ class Scenarios:
     def disk(self) -> None:
         for name, rank, size in (("checkpoint", 1, 9000), ("metrics", 0, 1500)):
             limit = no_file_larger_than(size)
-            with after(6, rank, limit.__enter__):
+
+            def fill(run: Path = self.folder / name, limit: Any = limit) -> None:
+                while not (run / "checkpoints" / "last").exists() or pointed(run, "last") < 4:  # on its way
+                    time.sleep(0.001)
+                limit.__enter__()
+
+            with after(6, rank, fill):
                 ended = self.train(name, "run.parallel=zero3")
             if self.ranks.rank == rank:
                 limit.__exit__(None, None, None)
