@@ -152,7 +152,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_offered(tmp_path: 
         b'{"version": 2, "files": []}',
         b'{"version": 2, "files": {}}',
         b'{"version": 2, "files": {"state.json": 5}}',
-        b'{"version": 2, "files": {"state.json": {"bytes": "many", "sha256": ""}}}',
+        b'{"version": 2, "files": {"state.json": {"bytes": "many", "xxh3": ""}}}',
         b"[" * 100_000,
     ],
     ids=lambda content: repr(content[:40]),

@@ -240,7 +240,7 @@ class _Writing:
     def _finish(self, told: list[dict[str, dict[str, str | int]]]) -> None:
         """What is no tensor, the manifest, and the place among the others."""
         folder = folders.unfinished(self.folder, self.step)
-        entries = {name: Entry(int(e["bytes"]), str(e["sha256"])) for part in told for name, e in part.items()}
+        entries = {name: Entry(int(e["bytes"]), str(e["xxh3"])) for part in told for name, e in part.items()}
         for name, entry in entries.items():
             if (folder / name).stat().st_size != entry.bytes:
                 raise OSError(f"{name} is not here as it was written")
