@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPEATS = 12
 WARM_UP = 2
-WINDOW = 8.0
+WINDOW = 14.0
 """Seconds of updates that are timed together, at least two: a checkpoint is there before they are over."""
 NONE, ASIDE, BLOCKING = "no checkpoint", "written meanwhile", "waited for"
 
