@@ -49,6 +49,16 @@ class Talk:
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C until the reply is broken off; where it is busy, one may come to nothing."""
+        while " ..." not in self.said:
+            self.type("\x03")
+            until = time.monotonic() + 5.0
+            while " ..." not in self.said and time.monotonic() < until:
+                if select.select([self._end], [], [], 0.2)[0]:
+                    self.said += os.read(self._end, 4096).decode("utf-8", "replace")
+        self.hear(" ...")
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -68,8 +78,7 @@ def test_a_conversation_in_a_terminal(talk: Talk, tmp_path: Path) -> None:
     talk.hear("hello")
     talk.hear("\n")
     time.sleep(0.3)  # some of the reply
-    talk.type("\x03")
-    talk.hear(" ...")
+    talk.interrupt()
     talk.hear("> ")
     talk.type("/sytem be brief\n")
     assert "Did you mean 'system'?" in talk.hear("makes it a message.")

@@ -173,7 +173,9 @@ def test_ranks_that_do_not_lead_hold_nothing_and_hear_what_became_of_it(tmp_path
         with locked(tmp_path, ranks) as note:
             assert note is None
             ranks.wait()
-            return [file.name for file in tmp_path.iterdir()]
+            there = [file.name for file in tmp_path.iterdir()]
+            ranks.wait()
+            return there
 
     def told(ranks: Ranks) -> list[str]:
         found = work(ranks)
