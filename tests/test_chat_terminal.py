@@ -50,14 +50,15 @@ class Talk:
         os.write(self._end, text.encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C until the reply is broken off; where it is busy, one may come to nothing."""
-        while " ..." not in self.said:
+        """Ctrl-C until the reply, which may say anything, is broken off and there is a prompt."""
+        while not self.said.endswith("\n> "):
             self.type("\x03")
-            until = time.monotonic() + 5.0
-            while " ..." not in self.said and time.monotonic() < until:
+            until = time.monotonic() + 2.0
+            while not self.said.endswith("\n> ") and time.monotonic() < until:
                 if select.select([self._end], [], [], 0.2)[0]:
                     self.said += os.read(self._end, 4096).decode("utf-8", "replace")
-        self.hear(" ...")
+        assert " ..." in self.said
+        self.said = "> "
 
     def close(self) -> None:
         self.process.kill()
