@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from danlu.contracts import Batch
+    from danlu.batch import Batch
     from danlu.data import Corpus
     from danlu.engine.device import Device
     from danlu.engine.update import Updater

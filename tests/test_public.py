@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import danlu
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.parts.readout import Logits
 from engine.runs import GPT2, QWEN3, document, recipe, steps
 

@@ -5,56 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from danlu.batch import Batch
 from danlu.config import Config
-from danlu.packed import Packed, Targets
+from danlu.packed import Packed
 from danlu.sight import Sight
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """A forest and what it is to predict.
-
-    The smallest one is a *group*: what must be seen together (a document; later a pair, the rollouts of a prompt). A
-    *pack* is several groups joined.
-
-    Attributes:
-        packed: the forest.
-        targets: its targets.
-        num_samples: how many samples it holds.
-        num_bytes: how many bytes of text its targets stand for; 0 where that means nothing.
-        origin: where each group comes from ("file:line").
-    """
-
-    packed: Packed
-    targets: Targets
-    num_samples: int = 1
-    num_bytes: float = 0.0
-    origin: tuple[str, ...] = ()
-
-    @staticmethod
-    def join(groups: Sequence[Batch]) -> Batch:
-        """Several groups as one pack; none at all make an empty one."""
-        starts = torch.tensor([0, *(len(g.packed) for g in groups)]).cumsum(0).tolist()
-        return Batch(
-            Packed.join([g.packed for g in groups]),
-            Targets.join([g.targets for g in groups], starts[:-1]),
-            sum(g.num_samples for g in groups),
-            sum(g.num_bytes for g in groups),
-            tuple(place for g in groups for place in g.origin),
-        )
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same on another device."""
-        where = (self.num_samples, self.num_bytes, self.origin)
-        return Batch(self.packed.to(device), self.targets.to(device), *where)
 
 
 class Memory(Protocol):
@@ -208,14 +167,74 @@ class Sample(Protocol):
         ...
 
 
+class Answers(Protocol):
+    """One sample of a prompt and its answers: a pair of which one is preferred, or answers that were judged each.
+
+    Attributes:
+        id: which one it is; randomness is keyed by it.
+        prompt: the ids before all answers, at least one.
+        answers: each one's ids, at least one, with what ends it; of a pair the chosen, then the rejected one.
+        weights: how much each id of each answer counts (float32); None is one for all.
+        values: for each answer, numbers that came with it, by name: "desirable" (1 or 0), "margin", "score".
+        num_bytes: the bytes of text of all answers.
+        origin: where it comes from, "file:line".
+    """
+
+    @property
+    def id(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def prompt(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def answers(self) -> Sequence[Any]:
+        """See the class."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[Any] | None:
+        """See the class."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, Sequence[float]]:
+        """See the class."""
+        ...
+
+    @property
+    def num_bytes(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """See the class."""
+        ...
+
+
 class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
-        roles: the models it needs, by name; the first is trained.
+        roles: the models it needs, by name; the first is trained, the others are only asked.
+        learns_from: what kind of sample it takes: "sequence" (`Sample`) or "answers" (`Answers`).
+        estimating: whether `estimates` is to be asked before each update.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
+    learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
+    estimating: ClassVar[bool] = False
+
+    def matched(self, samples: Sequence[Any]) -> Sequence[Any]:
+        """The samples of an update as they are to be grouped; a method that compares samples brings them together here.
+
+        It is asked with all of an update's samples on every rank, before they are dealt out.
+        """
+        return samples
 
     @abstractmethod
     def group(self, sample: Any) -> Batch:
@@ -228,6 +247,10 @@ class Method(Config, ABC):
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, float]:
         """What each term is divided by, from data alone; summed over all packs and ranks of an update."""
+
+    def estimates(self, models: Mapping[str, nn.Module], batch: Batch) -> Terms:
+        """Sums, without gradients, that the loss depends on as a whole: taken over all packs and ranks before it."""
+        return {}
 
     @abstractmethod
     def loss(self, models: Mapping[str, nn.Module], batch: Batch) -> Outcome:

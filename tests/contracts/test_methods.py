@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from danlu.contracts import Batch, Method
+from danlu.batch import Batch
+from danlu.contracts import Method
 from danlu.parts.readout import Logits
 from danlu.registry import exported, lookup
 from strategies import VOCABULARY

@@ -15,7 +15,8 @@ from unittest.mock import patch
 import psutil
 import torch
 
-from danlu.contracts import Batch, Outcome
+from danlu.batch import Batch
+from danlu.contracts import Outcome
 from danlu.data import cache
 from danlu.data.collection import Collection
 from danlu.method.next_token import NextToken

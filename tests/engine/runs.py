@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from danlu.batch import Batch
 from danlu.build import assemble
-from danlu.contracts import Batch
 from danlu.data import DataSource
 from danlu.experiment import Experiment
 from danlu.recipe import load_recipe

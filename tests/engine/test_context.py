@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import tiny
-from danlu.contracts import Batch, SequenceModel
+from danlu.batch import Batch
+from danlu.contracts import SequenceModel
 from danlu.engine.context import ProcessRing, Ringed, pieces
 from danlu.errors import RunError, UnsupportedError
 from danlu.generate.cache import Cache

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from danlu.contracts import Batch, Outcome
+from danlu.batch import Batch
+from danlu.contracts import Outcome
 from danlu.engine.guards.nonfinite import Trace, trace_nonfinite
 from danlu.engine.guards.watch import watching
 from danlu.engine.parallel import Parallel

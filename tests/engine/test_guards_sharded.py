@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import tiny
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.engine.guards.nonfinite import trace_nonfinite
 from danlu.engine.guards.weights import Motion
 from danlu.engine.parallel import Parallel

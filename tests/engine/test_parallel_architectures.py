@@ -10,7 +10,8 @@ from torch import Tensor
 
 from architecture.bridged import CARRIED, build
 from danlu.architecture.bridge import Bridged
-from danlu.contracts import Batch, SequenceModel
+from danlu.batch import Batch
+from danlu.contracts import SequenceModel
 from danlu.engine.parallel import Mode, Parallel, choose
 from danlu.engine.ranks import ALONE, launched
 from danlu.engine.recompute import Recomputed, recompute

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from danlu.batch import Batch
 from danlu.build import assemble
-from danlu.contracts import Batch
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.ranks import launched
 from danlu.engine.staging import Snapshot

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contracts.test_methods import CASES, FIELDS
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.engine.update import Updater
 from danlu.errors import RunError
 from danlu.experiment import Experiment

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.data.chat import Chat
 from danlu.data.document import Completion, Conversation, Message, Text
 from danlu.errors import DataError, RecipeError

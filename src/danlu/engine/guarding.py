@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.config import GuardConfig
 from danlu.engine.guards.disk import crowded, room

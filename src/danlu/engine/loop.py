@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from danlu.contracts import Batch, Source
+from danlu.batch import Batch
+from danlu.contracts import Source
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.guarding import Guards

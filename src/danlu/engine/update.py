@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.contracts import Batch, Method, SequenceModel
+from danlu.batch import Batch
+from danlu.contracts import Method, SequenceModel
 from danlu.data import deal, pack
 from danlu.engine.guards.words import listed
 from danlu.engine.parallel import Parallel

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from danlu.contracts import Batch, SequenceModel
+from danlu.batch import Batch
+from danlu.contracts import SequenceModel
 from danlu.data.document import Document, Tokens
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import DataError

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.data.chat_template import ChatTemplate
 from danlu.errors import RecipeError, UnsupportedError, did_you_mean
 from danlu.evaluation.result import Evaluation, Result

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from danlu.contracts import Batch, SequenceModel
+from danlu.batch import Batch
+from danlu.contracts import SequenceModel
 from danlu.data import pack
 from danlu.generate.generator import evaluating
 from danlu.packed import Targets

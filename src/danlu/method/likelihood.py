@@ -16,7 +16,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from danlu.contracts import Batch, Method, Outcome, Sample
+from danlu.batch import Batch
+from danlu.contracts import Method, Outcome, Sample
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood
 

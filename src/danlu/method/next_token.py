@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from danlu.contracts import Batch, Sample
+from danlu.batch import Batch
+from danlu.contracts import Sample
 from danlu.method.likelihood import MaximumLikelihood, causal_group
 from danlu.registry import export
 

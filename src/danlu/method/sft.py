@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import torch
 
-from danlu.contracts import Batch, Sample
+from danlu.batch import Batch
+from danlu.contracts import Sample
 from danlu.method.likelihood import MaximumLikelihood, causal_group
 from danlu.registry import export
 

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from danlu.contracts import Batch, SequenceModel
+from danlu.batch import Batch
+from danlu.contracts import SequenceModel
 from danlu.data import pack
 from danlu.engine.recompute import Recomputed, recompute
 from danlu.verifying.subject import STEP, Subject

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import LogProbs
 from danlu.verifying.subject import Subject

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from danlu.batch import Batch
 from danlu.build import assemble
-from danlu.contracts import Batch, Method, SequenceModel
+from danlu.contracts import Method, SequenceModel
 from danlu.data import Sample
 from danlu.engine.update import Updater, keyed
 from danlu.experiment import Experiment

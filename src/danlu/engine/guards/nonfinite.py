@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from danlu.contracts import Batch
+from danlu.batch import Batch
 from danlu.data import pack
 from danlu.engine.guards.watch import finite, watching
 from danlu.engine.guards.weights import local

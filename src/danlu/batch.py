@@ -1,0 +1,92 @@
+"""What goes through a model at once: a forest, its targets, and what belongs together among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from danlu.packed import Packed, Targets
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """The sequences of a batch, where a method tells them apart: the two answers of a pair, the rollouts of a prompt.
+
+    Attributes:
+        of_target: which of them each target belongs to, ``0 <= sequence < S``.
+        values: numbers that come with them, each ``[S]``, by name: a margin, a reward, a reference's log-probability.
+        num: how many there are, S.
+    """
+
+    of_target: Int[Tensor, " M"]
+    values: Mapping[str, Float[Tensor, " S"]]
+    num: int
+
+    @staticmethod
+    def join(parts: Sequence[Sequences]) -> Sequences:
+        """Those of several batches; all have the same values."""
+        starts = torch.tensor([0, *(part.num for part in parts)]).cumsum(0).tolist()
+        of_target = [part.of_target + start for part, start in zip(parts, starts, strict=False)]
+        values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
+        return Sequences(torch.cat(of_target), values, starts[-1])
+
+    def sums(self, of_targets: Float[Tensor, " M"]) -> Float[Tensor, " S"]:
+        """Each sequence's sum over its targets; 0 for one that has none."""
+        return of_targets.new_zeros(self.num).index_add(0, self.of_target, of_targets)
+
+    def to(self, device: torch.device | str) -> Sequences:
+        """The same on another device."""
+        return Sequences(self.of_target.to(device), {n: v.to(device) for n, v in self.values.items()}, self.num)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A forest and what it is to predict.
+
+    The smallest one is a *group*: what must be seen together (a document, a pair, the rollouts of a prompt). A
+    *pack* is several groups joined.
+
+    Attributes:
+        packed: the forest.
+        targets: its targets.
+        num_samples: how many samples it holds.
+        num_bytes: how many bytes of text its targets stand for; 0 where that means nothing.
+        origin: where each group comes from ("file:line").
+        sequences: which targets belong together, where the method asks; None elsewhere, and in an empty pack.
+        estimates: what `Method.estimates` came to over the whole update, each divided by its count.
+    """
+
+    packed: Packed
+    targets: Targets
+    num_samples: int = 1
+    num_bytes: float = 0.0
+    origin: tuple[str, ...] = ()
+    sequences: Sequences | None = None
+    estimates: Mapping[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def join(groups: Sequence[Batch]) -> Batch:
+        """Several groups as one pack; none at all make an empty one."""
+        starts = torch.tensor([0, *(len(g.packed) for g in groups)]).cumsum(0).tolist()
+        told_apart = [g.sequences for g in groups if g.sequences is not None]
+        return Batch(
+            Packed.join([g.packed for g in groups]),
+            Targets.join([g.targets for g in groups], starts[:-1]),
+            sum(g.num_samples for g in groups),
+            sum(g.num_bytes for g in groups),
+            tuple(place for g in groups for place in g.origin),
+            Sequences.join(told_apart) if told_apart else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        sequences = None if self.sequences is None else self.sequences.to(device)
+        moved = {"packed": self.packed.to(device), "targets": self.targets.to(device), "sequences": sequences}
+        return replace(self, **moved)
