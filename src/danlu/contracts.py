@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -28,6 +29,14 @@ class Memory(Protocol):
         ...
 
 
+class Adapted(Protocol):
+    """What an adapter leaves with the model that it was put on."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Within, the model is what it was without it."""
+        ...
+
+
 class SequenceModel(nn.Module, ABC):
     """A network over packed sequences.
 
@@ -35,11 +44,13 @@ class SequenceModel(nn.Module, ABC):
         config: the fields it was built from.
         compute_dtype: the precision of activations and products; parameters keep their own.
         notes: what one who trains it should know, a sentence each.
+        adapted: the adapter on it, if there is one.
     """
 
     config: ArchitectureConfig
     compute_dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
+    adapted: Adapted | None = None
 
     @abstractmethod
     def forward(self, packed: Packed, readouts: Sequence[Any], memory: Memory | None = None) -> tuple[Any, ...]:
@@ -102,6 +113,11 @@ class ArchitectureConfig(Config, ABC):
     def longest(self) -> int | None:
         """The longest sequence it can position, or None."""
         return None
+
+    @property
+    def scores(self) -> bool:
+        """Whether its head gives one score a row (`danlu.parts.readout.Values`) instead of logits over tokens."""
+        return False
 
     @property
     def memory_shape(self) -> tuple[int, int, int]:
@@ -216,18 +232,36 @@ class Answers(Protocol):
         ...
 
 
+Way: TypeAlias = Literal["auto", "model", "precomputed"]
+"""How a model that is only asked is had: beside the one that is trained; or what it would say is computed beforehand.
+
+`auto` is the trained model itself with its adapter switched off, where it has one, else a model beside it.
+"""
+
+
 class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
-        roles: the models it needs, by name; the first is trained, the others are only asked.
+        roles: the models it may need, by name; the first is trained, the others are only asked.
         learns_from: what kind of sample it takes: "sequence" (`Sample`) or "answers" (`Answers`).
         estimating: whether `estimates` is to be asked before each update.
+        scoring: whether what it trains has a head that gives scores, and none over tokens.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
     learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
     estimating: ClassVar[bool] = False
+    scoring: ClassVar[bool] = False
+
+    @property
+    def asks(self) -> Mapping[str, Way]:
+        """The roles that it asks beside the one it trains, as its fields are, and how each is had."""
+        return dict.fromkeys(self.roles[1:], "auto")
+
+    def most_tokens(self, context: int) -> int:
+        """How many tokens a group may have whose sequences have at most so many each."""
+        return context
 
     def matched(self, samples: Sequence[Any]) -> Sequence[Any]:
         """The samples of an update as they are to be grouped; a method that compares samples brings them together here.
@@ -249,7 +283,11 @@ class Method(Config, ABC):
         """What each term is divided by, from data alone; summed over all packs and ranks of an update."""
 
     def estimates(self, models: Mapping[str, nn.Module], batch: Batch) -> Terms:
-        """Sums, without gradients, that the loss depends on as a whole: taken over all packs and ranks before it."""
+        """Sums, without gradients, that the loss depends on as a whole: taken over all packs and ranks before it.
+
+        What they come to, each divided by the count of its name, is in `Batch.estimates` when the loss is asked. The
+        model computes as it will for the loss: in training, with the same random keys.
+        """
         return {}
 
     @abstractmethod

@@ -81,6 +81,10 @@ class Parallel:
         """Put a model that is whole, on the host, the way it is to lie on a device; before its optimiser is made."""
         model.to(device)
 
+    def lay_out_frozen(self, model: SequenceModel, device: torch.device) -> None:
+        """Put a model that is only asked the way it is to lie."""
+        model.to(device)
+
     def begin_pack(self, model: nn.Module, *, last: bool) -> None:
         """Say what is to become of gathered weights and of the gradient in the pack that comes next."""
 
@@ -177,21 +181,32 @@ class Sharded(Parallel):
 
     def lay_out(self, model: SequenceModel, device: torch.device) -> None:
         """See `Parallel`; a block at a time is whole on the device."""
+        for part in model.modules():
+            if isinstance(part, nn.Embedding):
+                part.sparse = False  # its gradient is scattered as it is
+        self._shard(model, device, {part: self.stage == 3 and part is not model for part in (*model.blocks, model)})
+        for part in _sharded(model):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+    def lay_out_frozen(self, model: SequenceModel, device: torch.device) -> None:
+        """See `Parallel`; whole, unless the trained model's weights are shared out, too."""
+        if self.stage < 3:
+            super().lay_out_frozen(model, device)
+        else:
+            self._shard(model, device, dict.fromkeys((*model.blocks, model), True))
+
+    def _shard(self, model: SequenceModel, device: torch.device, reshard: Mapping[nn.Module, bool]) -> None:
+        """Share out a model part by part, each whole again after its forward or not."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # half a second, which only those who shard should pay
 
         mesh = init_device_mesh(device.type, (self.ranks.size,))
-        for part in model.modules():
-            if isinstance(part, nn.Embedding):
-                part.sparse = False  # its gradient is scattered as it is
-        for part in (*model.blocks, model):
+        for part, after_forward in reshard.items():
             part.register_forward_hook(_without_views)
-            fully_shard(part, mesh=mesh, reshard_after_forward=self.stage == 3 and part is not model)
+            fully_shard(part, mesh=mesh, reshard_after_forward=after_forward)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(device)
-        for part in _sharded(model):
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)
 
     def begin_pack(self, model: nn.Module, *, last: bool) -> None:
         """See `Parallel`."""
