@@ -16,14 +16,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from danlu.architecture.hub import chosen_vocabulary, known_fields, refuse
+from danlu.architecture.hub import chosen_vocabulary, known_fields, num_labels_of, refuse, written_class
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
 from danlu.parts.block import Pass, attend
@@ -64,6 +64,8 @@ class GPT2Config(ArchitectureConfig):
     """Fraction of each half-block's output dropped while training."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
+    num_labels: Literal[1] | None = None
+    """1 is a head of one score a row in place of the one over tokens: a reward model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -95,18 +97,19 @@ class GPT2Config(ArchitectureConfig):
         refuse(config, "scale_attn_by_inverse_layer_idx", False)
         refuse(config, "tie_word_embeddings", True)
         refuse(config, "add_cross_attention", False)
-        return cls(**known_fields(cls, config))
+        return cls(**{**known_fields(cls, config), "num_labels": num_labels_of(config)})
 
     def to_hub(self) -> dict[str, Any]:
         """See `ArchitectureConfig`."""
-        own = self.model_dump(mode="json")
+        own = self.model_dump(mode="json", exclude={"num_labels"})
         fixed = {"activation_function": "gelu_new", "tie_word_embeddings": True, "n_ctx": self.n_positions}
-        return {**own, **fixed, "model_type": self.model_type, "architectures": ["GPT2LMHeadModel"]}
+        return {**own, **fixed, "model_type": self.model_type, **written_class("GPT2", "LMHeadModel", scores=self.scores)}
 
     def hub_names(self) -> Mapping[str, str]:
-        """See `ArchitectureConfig`: "transformer." in front of all."""
+        """See `ArchitectureConfig`: "transformer." in front of all but a head of its own."""
         with torch.device("meta"):
-            return {name: f"transformer.{name}" for name, _ in GPT2(self).named_parameters()}
+            names = dict(GPT2(self).named_parameters())
+        return {name: name if name.startswith("score") else f"transformer.{name}" for name in names}
 
     def hub_transposed(self) -> frozenset[str]:
         """See `ArchitectureConfig`: GPT-2's files hold its projections input first."""
@@ -121,6 +124,11 @@ class GPT2Config(ArchitectureConfig):
     def longest(self) -> int:
         """See `ArchitectureConfig`."""
         return self.n_positions
+
+    @property
+    def scores(self) -> bool:
+        """See `ArchitectureConfig`."""
+        return self.num_labels is not None
 
     @property
     def memory_shape(self) -> tuple[int, int, int]:
@@ -176,6 +184,8 @@ class GPT2(SequenceModel):
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if config.scores:
+            self.score = Linear(config.n_embd, 1)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -189,7 +199,8 @@ class GPT2(SequenceModel):
         x = self.drop(x, packed.keys)
         for block in self.h:
             x = block(x, given, memory)
-        x, head = self.ln_f(x), Head(self.wte.weight)
+        x, scores = self.ln_f(x), self.config.scores
+        head = Head(self.score.weight if scores else self.wte.weight, scores=scores)
         return tuple(readout.read(x, head) for readout in readouts)
 
     def flops(self, packed: Packed, num_targets: int) -> int:
@@ -197,4 +208,4 @@ class GPT2(SequenceModel):
         c = self.config
         linear = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
         attention = 4 * c.n_embd * c.n_layer * packed.visible_pairs()
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocabulary * c.n_embd
+        return 2 * len(packed) * linear + attention + 2 * num_targets * c.n_embd * (1 if c.scores else c.vocabulary)

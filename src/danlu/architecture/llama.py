@@ -25,7 +25,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from danlu.architecture.hub import chosen_vocabulary, known_fields, refuse
+from danlu.architecture.hub import chosen_vocabulary, known_fields, num_labels_of, refuse, written_class
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
 from danlu.parts.block import Pass, attend
@@ -85,6 +85,8 @@ class LlamaFamilyConfig(ArchitectureConfig):
     """Fraction of each half-block's output dropped while training."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
+    num_labels: Literal[1] | None = None
+    """1 is a head of one score a row in place of the one over tokens: a reward model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -135,6 +137,7 @@ class LlamaFamilyConfig(ArchitectureConfig):
             rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
         fields["rope_scaling"] = None if kind == "default" else rope
         fields.setdefault("tie_word_embeddings", False)
+        fields["num_labels"] = num_labels_of(config)
         if not config.get("use_sliding_window", False) and cls.model_type != "llama":
             fields["sliding_window"] = fields["layer_types"] = None
         elif fields.get("layer_types") is None and fields.get("sliding_window"):
@@ -146,11 +149,11 @@ class LlamaFamilyConfig(ArchitectureConfig):
     def to_hub(self) -> dict[str, Any]:
         """See `ArchitectureConfig`."""
         rope = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
-        own = self.model_dump(exclude={"rope_scaling", "hidden_dropout"}, mode="json")
+        own = self.model_dump(exclude={"rope_scaling", "hidden_dropout", "num_labels"}, mode="json")
         return {
             **own,
             "model_type": self.model_type,
-            "architectures": [f"{self.model_type.capitalize()}ForCausalLM"],
+            **written_class(self.model_type.capitalize(), "ForCausalLM", scores=self.scores),
             "hidden_act": "silu",
             "rope_parameters": rope,
             "rope_scaling": self.rope_scaling,
@@ -161,12 +164,17 @@ class LlamaFamilyConfig(ArchitectureConfig):
         """See `ArchitectureConfig`: "model." in front of all but the head."""
         with torch.device("meta"):
             names = dict(Llama(self).named_parameters())
-        return {name: name if name.startswith("lm_head") else f"model.{name}" for name in names}
+        return {name: name if name.startswith(("lm_head", "score")) else f"model.{name}" for name in names}
 
     @property
     def vocabulary(self) -> int:
         """See `ArchitectureConfig`."""
         return chosen_vocabulary(self.vocab_size)
+
+    @property
+    def scores(self) -> bool:
+        """See `ArchitectureConfig`."""
+        return self.num_labels is not None
 
     @property
     def memory_shape(self) -> tuple[int, int, int]:
@@ -250,10 +258,13 @@ class Llama(SequenceModel):
         super().__init__()
         self.config = config
         # The head's gradient is as large as the table; to a tied one the few rows of the input are added, not a table.
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size, sparse=config.tie_word_embeddings)
+        tied = config.tie_word_embeddings and not config.scores
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size, sparse=tied)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if not config.tie_word_embeddings:
+        if config.scores:
+            self.score = Linear(config.hidden_size, 1)
+        elif not tied:
             self.lm_head = Linear(config.hidden_size, config.vocabulary)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
@@ -269,8 +280,13 @@ class Llama(SequenceModel):
         for block in self.layers:
             x = block(x, given, memory)
         x = self.norm(x)
-        head = Head(self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight)
+        head = self._head()
         return tuple(readout.read(x, head) for readout in readouts)
+
+    def _head(self) -> Head:
+        if self.config.scores:
+            return Head(self.score.weight, scores=True)
+        return Head(self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight)
 
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
@@ -278,7 +294,7 @@ class Llama(SequenceModel):
         linear = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocabulary * c.hidden_size
+        return 2 * len(packed) * linear + attention + 2 * num_targets * c.hidden_size * (1 if c.scores else c.vocabulary)
 
 
 def _count(windows: Iterable[int | None]) -> list[tuple[int | None, int]]:
