@@ -23,12 +23,14 @@ class BridgedConfig:
         vocabulary: how many tokens there are.
         longest: the longest sequence it can position, or None.
         memory_shape: (layers, key heads, head width) of the keys it would have kept, the widest where layers differ.
+        scores: whether its head gives one score a row.
     """
 
     model_type: str
     vocabulary: int
     longest: int | None
     memory_shape: tuple[int, int, int]
+    scores: bool
 
     @staticmethod
     def of(inner: Any, layers: Sequence[Layer]) -> BridgedConfig:
@@ -40,6 +42,7 @@ class BridgedConfig:
             vocabulary=embedding.num_embeddings,
             longest=_longest(inner, embedding),
             memory_shape=(len(layers), widest.groups, widest.key_width),
+            scores=_scores(inner),
         )
 
 
@@ -60,6 +63,15 @@ def body_of(inner: Any) -> Any:
     """The part beneath the head: the one that the class names, or else that nearly all call `model`."""
     body = inner.base_model
     return body if body is not inner else getattr(inner, "model", None)
+
+
+def head_of(inner: Any) -> Any:
+    """What is over the hidden states: logits of tokens, or scores."""
+    return getattr(inner, "score", None) if _scores(inner) else inner.get_output_embeddings()
+
+
+def _scores(inner: Any) -> bool:
+    return type(inner).__name__.endswith("ForSequenceClassification")
 
 
 def logit_rule(inner: Any) -> tuple[float, float | None]:

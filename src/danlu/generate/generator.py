@@ -24,7 +24,7 @@ from danlu.generate.cache import Cache
 from danlu.generate.sampling import Sampling
 from danlu.packed import ROOT, Packed
 from danlu.parts.compiled import compilation
-from danlu.parts.readout import Logits
+from danlu.parts.readout import SCORES, Logits
 
 Ending: TypeAlias = Literal["stop", "length"]
 """Why a continuation ended: with a stop token, or because it became as long as allowed."""
@@ -97,7 +97,8 @@ def generate(
 
     Raises:
         RecipeError: for a prompt without tokens or with tokens that the model does not have.
-        UnsupportedError: when a prompt and its continuation could become longer than the model has positions.
+        UnsupportedError: when a prompt and its continuation could become longer than the model has positions, or the
+            model scores sequences.
     """
     ids = range(len(prompts)) if samples is None else samples
     _check(model, prompts, sampling, max_active, ids)
@@ -133,6 +134,8 @@ def _check(
     samples: Sequence[int],
 ) -> None:
     vocabulary, longest = model.config.vocabulary, model.config.longest
+    if len(prompts) and model.config.scores:
+        raise UnsupportedError(SCORES, do="Generate with the language model that it was made of.")
     if max_active is not None and max_active < 1:
         raise RecipeError(f"with max_active {max_active} nothing is ever written", do="Set it to 1 or more.")
     if len(samples) != len(prompts) or len(set(samples)) < len(samples):
