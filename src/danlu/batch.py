@@ -88,5 +88,4 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
         sequences = None if self.sequences is None else self.sequences.to(device)
-        moved = {"packed": self.packed.to(device), "targets": self.targets.to(device), "sequences": sequences}
-        return replace(self, **moved)
+        return replace(self, packed=self.packed.to(device), targets=self.targets.to(device), sequences=sequences)

@@ -73,7 +73,11 @@ class Console:
         elif kind == "ranks":
             self._progress.print(f"{event['size']} ranks, {event['parallel']}")
         elif kind == "model":
-            self._progress.print(f"{event['architecture']}: {event['parameters']:,} parameters")
+            trained = event["trainable"]
+            part = (
+                "" if trained == event["parameters"] else f", {trained:,} trained ({trained / event['parameters']:.2%})"
+            )
+            self._progress.print(f"{event['architecture']}: {event['parameters']:,} parameters{part}")
 
     def close(self) -> None:
         """See `Listener`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -35,11 +36,13 @@ class SequenceModel(nn.Module, ABC):
         config: the fields it was built from.
         compute_dtype: the precision of activations and products; parameters keep their own.
         notes: what one who trains it should know, a sentence each.
+        adapted: the adapters it wears; None where it has none.
     """
 
     config: ArchitectureConfig
     compute_dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
+    adapted: Adapted | None = None
 
     @abstractmethod
     def forward(self, packed: Packed, readouts: Sequence[Any], memory: Memory | None = None) -> tuple[Any, ...]:
@@ -53,6 +56,22 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def flops(self, packed: Packed, num_targets: int) -> int:
         """Matrix-product operations of a forward pass, attention's visible part included; a multiply-add is two."""
+
+    def hub_names(self) -> Mapping[str, str]:
+        """For each of its own parameters, an adapter's left out, its name in hub files."""
+        return self.config.hub_names()
+
+    def hub_transposed(self) -> frozenset[str]:
+        """Those of its own parameters that hub files hold transposed."""
+        return self.config.hub_transposed()
+
+
+class Adapted(Protocol):
+    """The adapters that a model wears."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Within, the model computes what it did without them; for passes without a gradient."""
+        ...
 
 
 class ArchitectureConfig(Config, ABC):

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from danlu.adapter.adapted import Adapters
+from danlu.adapter.hub import save_adapter
 from danlu.architecture.checkpoint import save_model
 from danlu.contracts import SequenceModel
 from danlu.data import Data, DataSource
@@ -27,6 +29,7 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
+from danlu.pretrained import named_base
 from danlu.recipe import HubModel, Recipe, dump_recipe
 
 _MEASUREMENTS = 10
@@ -46,6 +49,7 @@ class Experiment:
         policy: the model that is trained.
         parallel: how it lies over ranks.
         began: when it was begun to be made, or its launch by `torchrun` was, by `time.monotonic`.
+        base: the fingerprint of the weights that an adapter stands on; None where there is none.
     """
 
     recipe: Recipe
@@ -55,6 +59,7 @@ class Experiment:
     policy: SequenceModel
     parallel: Parallel
     began: float
+    base: int | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -169,8 +174,13 @@ class Experiment:
     def _write(self, directory: Path, weights: Mapping[str, Tensor] | None) -> None:
         model, tokenizer = self.recipe.model, self.data.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
-        save_model(self.policy, directory, weights=weights, like=like, settings=settings)
+        adapted = self.policy.adapted
+        if isinstance(adapted, Adapters) and isinstance(model, HubModel) and adapted.only.adapter.beside:
+            base = named_base(model.path)
+            save_adapter(adapted.only, directory, base=base, fingerprint=self.base, weights=weights)
+        else:
+            like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
+            save_model(self.policy, directory, weights=weights, like=like, settings=settings)
         tokenizer.save(directory)
         self._export_template(directory)
 
