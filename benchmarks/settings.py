@@ -84,6 +84,10 @@ SFT_SPEED_UP = {
     ("danlu, bridge", "SFTTrainer, packing"): Target(least=2.0),
 }
 """Real tokens a second of one side over another's."""
+LORA_SPEED_UP = Target(least=3.0)
+"""Real tokens a second of a LoRA over those of `trl` with `peft`, packing."""
+LORA_BOUND = Target(least=0.9)
+"""How near a LoRA comes to what its matrix products allow, beside training all weights."""
 GUARDS = Target(most=0.01)
 """What guards may add to an update, as a share of it."""
 FIRST_STEP_SECONDS = Target(most=20.0)

@@ -74,7 +74,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
 
 def _row(precision: str, side: str, found: dict[str, list[Facts]]) -> list[str]:
     def speeds(of: str) -> list[float]:
-        return [_speed(f) for f in found[of]]
+        return [speed(f) for f in found[of]]
 
     over = {peer: Spread.ratio(speeds(side), speeds(peer)) for peer in (PACKED, PADDED)}
     cells = []
@@ -94,7 +94,8 @@ def _row(precision: str, side: str, found: dict[str, list[Facts]]) -> list[str]:
     ]
 
 
-def _speed(facts: Facts) -> float:
+def speed(facts: Facts) -> float:
+    """Tokens a second behind the warm-up."""
     return float(sum(facts["tokens"][WARM_UP:])) / (facts["ends"][-1] - facts["ends"][WARM_UP - 1])
 
 
@@ -115,7 +116,15 @@ def write_rows(model: str, to: str) -> Facts:
 
 
 def danlu_side(
-    model: str, rows: str, precision: str, steps: int, device: str, threads: int, compiled: bool, bridge: bool
+    model: str,
+    rows: str,
+    precision: str,
+    steps: int,
+    device: str,
+    threads: int,
+    compiled: bool,
+    bridge: bool,
+    adapter: Mapping[str, Any] | None = None,
 ) -> Facts:
     """In a child: `danlu.train` of the built-in recipe `sft`."""
     from danlu import train
@@ -141,6 +150,7 @@ def danlu_side(
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
             "model": json.dumps({"path": model, "bridge": bridge}),
+            "adapter": json.dumps(adapter),
             "data.train": rows,
             "data.context": settings.CONTEXT,
             "data.step_samples": "null",
@@ -159,8 +169,17 @@ def danlu_side(
     return _facts(clock, clock.tokens)
 
 
-def trl_side(model: str, rows: str, precision: str, steps: int, device: str, threads: int, packing: bool) -> Facts:
-    """In a child: `trl.SFTTrainer`, as a user calls it."""
+def trl_side(
+    model: str,
+    rows: str,
+    precision: str,
+    steps: int,
+    device: str,
+    threads: int,
+    packing: bool,
+    lora: Mapping[str, Any] | None = None,
+) -> Facts:
+    """In a child: `trl.SFTTrainer`, as a user calls it, with a LoRA of `peft` where one is asked for."""
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -206,10 +225,17 @@ def trl_side(model: str, rows: str, precision: str, steps: int, device: str, thr
             train_dataset=datasets.load_dataset("json", data_files=rows, split="train", cache_dir=folder),
             processing_class=tokenizer,
             callbacks=[Watch()],
+            peft_config=None if lora is None else _lora(lora),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return _facts(clock, [after - before for before, after in pairwise(totals)])
+
+
+def _lora(fields: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **fields)
 
 
 def _facts(clock: Clock, tokens: list[int]) -> Facts:

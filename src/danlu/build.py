@@ -10,12 +10,12 @@ from typing import Any
 import psutil
 import torch
 
-from danlu.architecture.checkpoint import load_model
+from danlu.adapter.hub import is_adapter
 from danlu.architecture.hub import model_directory
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
-from danlu.engine.guards.weights import fingerprints, trainable
+from danlu.engine.guards.weights import fingerprints, total, trainable
 from danlu.engine.guards.words import listed
 from danlu.engine.parallel import choose
 from danlu.engine.ranks import ALONE, Ranks, launch_began
@@ -23,6 +23,7 @@ from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
 from danlu.parts.norm import LayerNorm, RMSNorm
+from danlu.pretrained import load_pretrained
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe, dump_recipe
 
@@ -55,6 +56,7 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
             policy = _model(recipe)
             _check_fit(recipe, policy.config, data)
+            base = _adapted(recipe, policy)
             trainable(policy)
             alike = _start(recipe, source, policy) if ranks.size > 1 else {}
             recompute(policy, recipe.run.recompute)
@@ -63,7 +65,7 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
             parallel.lay_out(policy, device.torch)
         _require_alike(ranks, alike)
-        experiment = Experiment(recipe, device, data, source, policy, parallel, began)
+        experiment = Experiment(recipe, device, data, source, policy, parallel, began, base)
         experiment.check_prompts()
     return experiment
 
@@ -73,7 +75,7 @@ def _start(recipe: Recipe, source: DataSource, policy: SequenceModel) -> dict[st
     return {
         "recipes": dump_recipe(recipe),
         "data": source.state_dict(),
-        "weights": sum((2 * i + 1) * value for i, value in enumerate(fingerprints(policy.parameters()))) % 2**64,
+        "weights": total(fingerprints(policy.parameters())),
     }
 
 
@@ -107,10 +109,26 @@ def _resolved(recipe: Recipe, data: Data) -> Recipe:
 def _model(recipe: Recipe) -> SequenceModel:
     """The model that a recipe names, on the host."""
     if isinstance(recipe.model, HubModel):
-        return load_model(recipe.model.directory, **recipe.model.model_dump(exclude={"path"}))
-    policy = recipe.model.build()
-    recipe.model.initialize(policy, recipe.run.seed)
+        if recipe.adapter is not None and is_adapter(recipe.model.directory):
+            what = "the model is an adapter itself, which is trained on as it is"
+            raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
+        policy = load_pretrained(recipe.model.directory, **recipe.model.model_dump(exclude={"path"}))
+    else:
+        policy = recipe.model.build()
+        recipe.model.initialize(policy, recipe.run.seed)
     return policy
+
+
+def _adapted(recipe: Recipe, policy: SequenceModel) -> int | None:
+    """Put the recipe's adapter into the model; the fingerprint of what it stands on, None where there is no adapter."""
+    if recipe.adapter is not None:
+        base = total(fingerprints(policy.parameters()))
+        recipe.adapter.attach(policy, seed=recipe.run.seed)
+        return base
+    if policy.adapted is not None:
+        held = dict(policy.named_parameters())
+        return total(fingerprints(held[name] for name in policy.hub_names()))
+    return None
 
 
 @contextmanager

@@ -57,4 +57,4 @@ def _write_name(config: Config, depth: int, lines: list[str]) -> None:
     lines.append(f"{'  ' * depth}name: {own.name}  # {own.summary} One of: {others}")
 
 
-_KINDS = ("architecture", "method", "optimizer", "schedule")
+_KINDS = ("adapter", "architecture", "method", "optimizer", "schedule")

@@ -29,14 +29,6 @@ class Memory(Protocol):
         ...
 
 
-class Adapted(Protocol):
-    """What an adapter leaves with the model that it was put on."""
-
-    def off(self) -> AbstractContextManager[None]:
-        """Within, the model is what it was without it."""
-        ...
-
-
 class SequenceModel(nn.Module, ABC):
     """A network over packed sequences.
 
@@ -44,7 +36,7 @@ class SequenceModel(nn.Module, ABC):
         config: the fields it was built from.
         compute_dtype: the precision of activations and products; parameters keep their own.
         notes: what one who trains it should know, a sentence each.
-        adapted: the adapter on it, if there is one.
+        adapted: the adapters it wears; None where it has none.
     """
 
     config: ArchitectureConfig
@@ -64,6 +56,22 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def flops(self, packed: Packed, num_targets: int) -> int:
         """Matrix-product operations of a forward pass, attention's visible part included; a multiply-add is two."""
+
+    def hub_names(self) -> Mapping[str, str]:
+        """For each of its own parameters, an adapter's left out, its name in hub files."""
+        return self.config.hub_names()
+
+    def hub_transposed(self) -> frozenset[str]:
+        """Those of its own parameters that hub files hold transposed."""
+        return self.config.hub_transposed()
+
+
+class Adapted(Protocol):
+    """The adapters that a model wears."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Within, the model computes what it did without them; for passes without a gradient."""
+        ...
 
 
 class ArchitectureConfig(Config, ABC):

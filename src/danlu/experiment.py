@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from danlu.adapter.adapted import Adapters
+from danlu.adapter.hub import save_adapter
 from danlu.architecture.checkpoint import save_model
 from danlu.contracts import SequenceModel
 from danlu.data import Data, DataSource
@@ -20,6 +22,7 @@ from danlu.engine.device import Device
 from danlu.engine.guarding import Guards
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.repeats import Repeats
+from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import Ranks
@@ -27,6 +30,7 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
+from danlu.pretrained import named_base
 from danlu.recipe import HubModel, Recipe, dump_recipe
 
 _MEASUREMENTS = 10
@@ -46,6 +50,7 @@ class Experiment:
         policy: the model that is trained.
         parallel: how it lies over ranks.
         began: when it was begun to be made, or its launch by `torchrun` was, by `time.monotonic`.
+        base: the fingerprint of the weights that an adapter stands on; None where there is none.
     """
 
     recipe: Recipe
@@ -55,6 +60,7 @@ class Experiment:
     policy: SequenceModel
     parallel: Parallel
     began: float
+    base: int | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -92,6 +98,15 @@ class Experiment:
             Repeats(settings.epochs, steps=settings.steps),
             lambda message, step: recorder.event("warning", step=step, message=message),
         )
+        history = History(
+            updater=updater,
+            source=self.source,
+            guards=guards,
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
+            recorder=recorder,
+            keep=settings.keep_checkpoints,
+            identity={"recipe": dump_recipe(recipe), "base": self.base},
+        )
         return Loop(
             updater=updater,
             source=self.source,
@@ -103,15 +118,13 @@ class Experiment:
                 epochs=settings.epochs,
                 eval_every=every,
                 checkpoint_every=settings.checkpoint_every or every,
-                keep_checkpoints=settings.keep_checkpoints,
                 lr=recipe.optimizer.lr,
             ),
-            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
+            history=history,
             recorder=recorder,
             guards=guards,
             continuations=self.continuations,
             stopping=stopping,
-            identity={"recipe": dump_recipe(recipe)},
         )
 
     def updater(self) -> Updater:
@@ -169,8 +182,13 @@ class Experiment:
     def _write(self, directory: Path, weights: Mapping[str, Tensor] | None) -> None:
         model, tokenizer = self.recipe.model, self.data.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
-        save_model(self.policy, directory, weights=weights, like=like, settings=settings)
+        adapted = self.policy.adapted
+        if isinstance(adapted, Adapters) and isinstance(model, HubModel) and adapted.only.adapter.beside:
+            base = named_base(model.path)
+            save_adapter(adapted.only, directory, base=base, fingerprint=self.base, weights=weights)
+        else:
+            like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
+            save_model(self.policy, directory, weights=weights, like=like, settings=settings)
         tokenizer.save(directory)
         self._export_template(directory)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from danlu.errors import CheckpointError
 
@@ -35,3 +37,20 @@ def local_directory(model: str | Path) -> Path:
         reason = (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
         what = f"the hub's model cannot be had ({reason})"
         raise CheckpointError(what, where=model, do="Check the name, or download it first.") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: when the file is absent or holds none.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("the file is absent", where=file, do="Give a directory in hub format.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError("the file is not JSON", where=file) from error
+    if not isinstance(content, dict):
+        raise CheckpointError("the file holds no JSON object", where=file)
+    return content

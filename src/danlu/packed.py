@@ -25,6 +25,8 @@ from danlu.sight import ANYWHERE, Sight
 
 ROOT = -1
 """The parent of a segment that has none."""
+NO_ADAPTER = -1
+"""The adapter of a segment that goes through none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,7 @@ class Packed:
         causal: whether a token of the segment sees only itself and what comes before it, or the whole segment.
         sample: which sample the segment belongs to; randomness is keyed by it.
         keys: one random key a row, when this pass is to be random (`danlu.random.token_keys`), else None.
+        adapter: the number of the model's adapter that the segment goes through, or `NO_ADAPTER`; None leaves it open.
 
     Example: a prompt with two answers, and a document beside it.
         >>> pack = Packed.join([
@@ -103,6 +106,7 @@ class Packed:
     causal: Bool[Tensor, " N"]
     sample: Int[Tensor, " N"]
     keys: Int[Tensor, " T"] | None = None
+    adapter: Int[Tensor, " N"] | None = None
 
     @staticmethod
     def tree(
@@ -112,6 +116,7 @@ class Packed:
         causal: Sequence[bool] | bool = True,
         samples: Sequence[int] | int = 0,
         positions: Tensor | None = None,
+        adapters: Sequence[int] | None = None,
     ) -> Packed:
         """A forest from its segments, in depth-first order.
 
@@ -121,6 +126,7 @@ class Packed:
             causal: each segment's sight, or one for all.
             samples: each segment's sample id, or one for all.
             positions: ``[T]`` or ``[T, A]``; by default a segment counts on from its parent's end.
+            adapters: the number of each segment's adapter.
 
         Raises:
             ValueError: when a segment is empty, the segments are not in depth-first order, or a field does not fit
@@ -134,7 +140,9 @@ class Packed:
         cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
         parent = torch.tensor(list(parents), dtype=torch.int64)
         _check_depth_first(lengths, list(parents))
-        _check_counts(num, "segments", sights=sights, samples=ids)
+        _check_counts(
+            num, "segments", sights=sights, samples=ids, adapters=range(num) if adapters is None else adapters
+        )
         offsets = _path_offsets(lengths, list(parents))
         if positions is not None:
             _check_counts(len(offsets), "tokens", positions=positions)
@@ -145,6 +153,7 @@ class Packed:
             parent=parent,
             causal=torch.tensor(sights, dtype=torch.bool),
             sample=torch.tensor(ids, dtype=torch.int64),
+            adapter=None if adapters is None else torch.tensor(list(adapters), dtype=torch.int64),
         )
 
     @staticmethod
@@ -257,6 +266,7 @@ class Packed:
             causal=self.causal[n0:n1],
             sample=self.sample[n0:n1],
             keys=None if self.keys is None else self.keys[start:stop],
+            adapter=None if self.adapter is None else self.adapter[n0:n1],
         )
 
     @staticmethod
@@ -268,6 +278,7 @@ class Packed:
         segments = torch.tensor([0, *(pack.num_segments for pack in packs)]).cumsum(0).tolist()
         held = [pack for pack in packs if len(pack)]
         keyed = [pack.keys for pack in held if pack.keys is not None]
+        adapted = [pack.adapter for pack in held if pack.adapter is not None]
         return Packed(
             tokens=torch.cat([pack.tokens for pack in packs]),
             positions=torch.cat([pack.positions for pack in packs]),
@@ -280,6 +291,7 @@ class Packed:
             causal=torch.cat([pack.causal for pack in packs]),
             sample=torch.cat([pack.sample for pack in packs]),
             keys=torch.cat(keyed) if held and len(keyed) == len(held) else None,
+            adapter=torch.cat(adapted) if held and len(adapted) == len(held) else None,
         )
 
     def unroll(self) -> list[tuple[Packed, Int[Tensor, " L"]]]:
@@ -307,6 +319,7 @@ class Packed:
                 causal=self.causal[chain],
                 sample=self.sample[chain],
                 keys=None if self.keys is None else self.keys[here],
+                adapter=None if self.adapter is None else self.adapter[chain],
             )
             paths.append((path, rows))
         return paths

@@ -11,12 +11,14 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from danlu.adapter.contract import Adapter
 from danlu.config import Config, Kind
 from danlu.contracts import ArchitectureConfig, Method
 from danlu.data import DataConfig
@@ -109,6 +111,8 @@ class Recipe(Config):
     """A checkpoint's path, or an architecture by name with its fields."""
     method: SerializeAsAny[Annotated[Method, Kind("method")]]
     """How it learns."""
+    adapter: SerializeAsAny[Annotated[Adapter | None, Kind("adapter")]] = None
+    """What is trained of it; null trains all of the model."""
     data: DataConfig
     """What it learns from."""
     optimizer: SerializeAsAny[Annotated[OptimizerConfig, Kind("optimizer")]] = Field(default_factory=AdamW)
@@ -128,6 +132,8 @@ class Recipe(Config):
         longest = self.model.longest if isinstance(self.model, ArchitectureConfig) else None
         if longest is not None and self.data.context > longest:
             raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
+        if self.adapter is not None and self.adapter.beside and isinstance(self.model, ArchitectureConfig):
+            raise ValueError("an adapter tunes a checkpoint: model must be the path of one")
         return self
 
     @property
@@ -306,6 +312,8 @@ class Reader:
     def part(self, info: FieldInfo, value: Any, path: tuple[str, ...]) -> Any:
         """The value of one field."""
         kind = _kind(info)
+        if value is None and NoneType in _types(info.annotation):
+            return None
         if isinstance(value, bool) and bool not in _types(info.annotation) and not kind:
             raise self.fail(path, f"expected another kind of value, not {str(value).lower()}")
         if kind is not None and not isinstance(value, Config):

@@ -36,6 +36,7 @@ class Export:
 
 _exports: dict[tuple[str, str], Export] = {}
 _rooms = {
+    "adapter": "danlu.adapter",
     "architecture": "danlu.architecture",
     "method": "danlu.method",
     "optimizer": "danlu.engine.optimizer",

@@ -52,6 +52,7 @@ RULES: tuple[Rule, ...] = (
     Rule("model*", "refused", _WEIGHTS),
     Rule("method.name", "refused", "another method is another run"),
     Rule("method*", "warned", "the loss is another one from here on, not to be compared with the one before"),
+    Rule("adapter*", "refused", "the checkpoint's weights are of that adapter"),
     # data: what decides the samples and their order is fixed, what only says how they come is not
     Rule("data.workers", "free", "a matter of speed"),
     Rule("data.cache", "free", "a matter of speed"),

@@ -37,9 +37,10 @@ from danlu.architecture.bridge_reading import (
     special_tokens,
     text_config,
 )
-from danlu.architecture.hub import model_directory, num_labels_of, read_json
+from danlu.architecture.hub import model_directory, num_labels_of
 from danlu.contracts import Memory, SequenceModel
 from danlu.errors import CheckpointError, UnsupportedError
+from danlu.hub_files import read_json
 from danlu.packed import Packed
 from danlu.parts.block import Pass
 from danlu.parts.linear import Dropout
@@ -78,6 +79,7 @@ class Bridged(SequenceModel):
             if layer.dropout > 0:
                 layer.module.add_module(KEYED_DROPOUT, Dropout(layer.dropout).eval())
         self.config = BridgedConfig.of(inner, self.layers)
+        self._hub_names = {name: name.removeprefix("inner.") for name, _ in self.named_parameters()}
         self._active, (self._scale, self._softcap) = active_parameters(inner), logit_rule(inner)
         self.notes = tuple(notes_on(inner, self.layers))
         with refusing(kind):
@@ -87,6 +89,14 @@ class Bridged(SequenceModel):
     def blocks(self) -> Iterable[nn.Module]:
         """See `SequenceModel`."""
         return blocks_of(self.inner, self.layers)
+
+    def hub_names(self) -> Mapping[str, str]:
+        """See `SequenceModel`: what the model within calls them."""
+        return self._hub_names
+
+    def hub_transposed(self) -> frozenset[str]:
+        """See `SequenceModel`: none, its files hold what it holds."""
+        return frozenset()
 
     @property
     def _head(self) -> Any:

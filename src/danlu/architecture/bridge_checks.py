@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from danlu.architecture.bridge_attention import Layer
 from danlu.architecture.bridge_reading import entries
-from danlu.architecture.hub import read_json, weight_names
+from danlu.architecture.hub import weight_names
 from danlu.errors import UnsupportedError
+from danlu.hub_files import read_json
 from danlu.packed import ROOT, Packed
 
 _PACK_WIDE_ROTARY = ("dynamic", "longrope", "su")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
+from danlu.hub_files import read_json
 from danlu.registry import exported
-from danlu.tensor_file import save_tensors
+from danlu.tensor_file import explained, save_tensors
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _CARRIED = ("generation_config.json",)
@@ -196,23 +196,6 @@ def save_hub(
     (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: when the file is absent or holds none.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError("the file is absent", where=file, do="Give a directory in hub format.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError("the file is not JSON", where=file) from error
-    if not isinstance(content, dict):
-        raise CheckpointError("the file holds no JSON object", where=file)
-    return content
-
-
 def weight_files(directory: Path) -> list[Path]:
     """The files that hold a directory's weights.
 
@@ -248,25 +231,13 @@ def weight_names(directory: Path) -> list[str]:
     """
     names: list[str] = []
     for file in weight_files(directory):
-        with _explained(file), safe_open(file, framework="pt") as opened:
+        with explained(file), safe_open(file, framework="pt") as opened:
             names += opened.keys()
     return names
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     for file in weight_files(directory):
-        with _explained(file), safe_open(file, framework="pt") as opened:
+        with explained(file), safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dictionary
                 yield key, opened.get_tensor(key)
-
-
-@contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError("the file is absent", where=file) from None
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"the file is cut short or altered ({error})", where=file, do="Fetch it again."
-        ) from error

@@ -205,4 +205,5 @@ def pieces(packed: Packed, runs: Runs) -> Packed:
         causal=packed.causal[whose],
         sample=packed.sample[whose],
         keys=None if packed.keys is None else taken(packed.keys),
+        adapter=None if packed.adapter is None else packed.adapter[whose],
     )

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 
-from danlu.architecture.checkpoint import load_model
 from danlu.contracts import SequenceModel
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
@@ -20,6 +19,7 @@ from danlu.generate.text import pieces
 from danlu.hub_files import local_directory
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts.readout import LogProbs
+from danlu.pretrained import load_pretrained
 
 _CONFIGS = ("generation_config.json", "config.json")
 
@@ -49,7 +49,7 @@ class LanguageModel:
             UnsupportedError: when it cannot run packed.
         """
         path = local_directory(path)
-        model, tokenizer = load_model(path, trust_remote_code=trust_remote_code), Tokenizer.load(path)
+        model, tokenizer = load_pretrained(path, trust_remote_code=trust_remote_code), Tokenizer.load(path)
         if tokenizer.vocab_size > model.config.vocabulary:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocabulary}"
             raise CheckpointError(what, where=path, do="Put the tokenizer there that the model was trained with.")

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from danlu.architecture.bridge_library import quiet_transformers
-from danlu.architecture.hub import read_json
 from danlu.contracts import SequenceModel
 from danlu.data.chat import Chat
 from danlu.data.document import Completion, Conversation, Document, Message, Tokens
 from danlu.data.rendered import says
 from danlu.errors import DanluError, DataError
 from danlu.generate.chat_session import chat_ids
+from danlu.hub_files import read_json
 from danlu.packed import Packed
 from danlu.parts.readout import Logits
 from danlu.verifying.runs import straight_run, trained_policy

@@ -122,7 +122,7 @@ def same_weights(model: nn.Module, ranks: Ranks) -> None:
         return
     names = [name for name, _ in model.named_parameters()]
     mine = fingerprints(model.parameters())
-    totals = ranks.gather(_total(mine))
+    totals = ranks.gather(total(mine))
     if len(set(totals)) == 1:
         return
     for name, each in zip(names, zip(*ranks.gather(mine), strict=True), strict=True):
@@ -133,6 +133,6 @@ def same_weights(model: nn.Module, ranks: Ranks) -> None:
             raise RunError(what, do="The last checkpoint before this is whole; look at those ranks' machines.")
 
 
-def _total(values: Sequence[int]) -> int:
+def total(values: Sequence[int]) -> int:
     """One number for all, in which each has its place."""
     return sum((2 * i + 1) * value for i, value in enumerate(values)) % 2**64
