@@ -49,6 +49,18 @@ class HubModel(Config):
         return local_directory(self.path)
 
 
+Named = SerializeAsAny[Annotated[ArchitectureConfig | HubModel, Kind("architecture")]]
+
+
+class Roles(Config):
+    """Models by what they are to a method."""
+
+    policy: Named
+    """What is trained: a checkpoint's path, or an architecture by name with its fields."""
+    reference: Named | None = None
+    """What it is compared with, where the method does that; null is the policy as it is at the start."""
+
+
 class RunConfig(Config):
     """How, where and how long it runs."""
 
@@ -107,8 +119,8 @@ class RunConfig(Config):
 class Recipe(Config):
     """A run."""
 
-    model: SerializeAsAny[Annotated[ArchitectureConfig | HubModel, Kind("architecture")]]
-    """A checkpoint's path, or an architecture by name with its fields."""
+    model: SerializeAsAny[Annotated[ArchitectureConfig | HubModel | Roles, Kind("architecture")]]
+    """A checkpoint's path, or an architecture by name with its fields; or both a policy and its reference."""
     method: SerializeAsAny[Annotated[Method, Kind("method")]]
     """How it learns."""
     adapter: SerializeAsAny[Annotated[Adapter | None, Kind("adapter")]] = None
@@ -123,18 +135,37 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         run = self.run
-        if run.pack_tokens * run.context_parallel < self.data.context:
+        most = self.method.most_tokens(self.data.context)
+        if run.pack_tokens * run.context_parallel < most:
             ranks = "" if run.context_parallel == 1 else f" on each of {run.context_parallel} ranks"
+            times = "" if most == self.data.context else f"{most // self.data.context} times "
             raise ValueError(
-                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than data.context ({self.data.context}): "
+                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than {times}data.context ({self.data.context}): "
                 "one sample would not fit"
             )
-        longest = self.model.longest if isinstance(self.model, ArchitectureConfig) else None
+        if self.asked("reference") is not None and "reference" not in self.method.asks:
+            name = name_of(type(self.method))
+            raise ValueError(f"model.reference is given, and method {name} as it is set here asks for none")
+        longest = self.policy.longest if isinstance(self.policy, ArchitectureConfig) else None
         if longest is not None and self.data.context > longest:
             raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
-        if self.adapter is not None and self.adapter.beside and isinstance(self.model, ArchitectureConfig):
+        if self.adapter is not None and self.adapter.beside and isinstance(self.policy, ArchitectureConfig):
             raise ValueError("an adapter tunes a checkpoint: model must be the path of one")
         return self
+
+    @property
+    def policy(self) -> ArchitectureConfig | HubModel:
+        """What is trained."""
+        return self.model.policy if isinstance(self.model, Roles) else self.model
+
+    def asked(self, role: str) -> ArchitectureConfig | HubModel | None:
+        """The model that is named for another role; None is the policy as it is at the start."""
+        return self.model.reference if isinstance(self.model, Roles) and role == "reference" else None
+
+    def with_policy(self, policy: ArchitectureConfig | HubModel) -> Recipe:
+        """The same with another model to be trained."""
+        model = self.model.model_copy(update={"policy": policy}) if isinstance(self.model, Roles) else policy
+        return self.model_copy(update={"model": model})
 
     @property
     def alone(self) -> Recipe:
@@ -203,7 +234,7 @@ def dump_recipe(recipe: Config) -> dict[str, Any]:
     for field, info in type(recipe).model_fields.items():
         value = getattr(recipe, field)
         if isinstance(value, Config):
-            named = _kind(info) is not None and not isinstance(value, HubModel)
+            named = _kind(info) is not None and not isinstance(value, HubModel | Roles)
             out[field] = {**({"name": name_of(type(value))} if named else {}), **dump_recipe(value)}
         else:
             out[field] = recipe.model_dump(mode="json", include={field})[field]
@@ -221,9 +252,7 @@ def set_override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     for depth, part in enumerate(path[:-1]):
         below = here.get(part)
         if isinstance(below, str):  # the short form of a named part
-            below = {
-                "path" if path[:depth] == () and part == "model" and not _is_architecture(below) else "name": below
-            }
+            below = {"path" if _is_model(path[: depth + 1]) and not _is_architecture(below) else "name": below}
         if not isinstance(below, Mapping):
             anew = min(anew, path[: depth + 1], key=len)
         here[part] = dict(below) if isinstance(below, Mapping) else {}
@@ -239,6 +268,10 @@ def _interpolated(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _interpolated(item) for key, item in value.items()}
     return [_interpolated(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_model(path: tuple[str, ...]) -> bool:
+    return path == ("model",) or (path[0] == "model" and path[1:] in {(role,) for role in Roles.model_fields})
 
 
 def _is_architecture(name: str) -> bool:
@@ -338,6 +371,8 @@ class Reader:
             value = self.expanded(kind, value, path)
         if not isinstance(value, Mapping):
             raise self.fail(path, f"expected a name ({kind}) or a mapping with one, not {value!r}")
+        if path == ("model",) and not Roles.model_fields.keys().isdisjoint(value):
+            return self.roles(value, path)
         if kind == "architecture" and "path" in value and "name" not in value:
             return self.config(HubModel, value, path)
         fields = dict(value)
@@ -352,3 +387,11 @@ class Reader:
         except RecipeError as error:
             raise self.fail((*path, "name"), error.what, error.do) from None
         return self.config(found, fields, path)
+
+    def roles(self, value: Mapping[str, Any], path: tuple[str, ...]) -> Config:
+        """Models by role; where the policy is not among them, it is what the other fields say."""
+        if "policy" in value:
+            return self.config(Roles, value, path)
+        named = {role: value[role] for role in Roles.model_fields if role in value}
+        rest = {key: field for key, field in value.items() if key not in named}
+        return self.config(Roles, {"policy": self.named("architecture", rest, path, None), **named}, path)

@@ -49,6 +49,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "model.path", "warned", "its settings and tokenizer are to be those of then; the weights are the checkpoint's"
     ),
+    Rule(
+        "model.policy.path",
+        "warned",
+        "its settings and tokenizer are to be those of then; the weights are the checkpoint's",
+    ),
+    Rule("model.reference.path", "warned", "its weights are to be those of then, which is compared"),
+    Rule("model.reference*", "refused", "what the policy is compared with is another"),
     Rule("model*", "refused", _WEIGHTS),
     Rule("method.name", "refused", "another method is another run"),
     Rule("method*", "warned", "the loss is another one from here on, not to be compared with the one before"),
