@@ -30,7 +30,7 @@ from danlu.generate.chat_session import chat_ids, turn_ending
 from danlu.recipe import HubModel, Recipe, dump_recipe
 
 _MEASUREMENTS = 10
-_UNRENDERED = {"text", "tokens"}
+_UNRENDERED = {"text", "tokens", "preference/text"}
 """Shapes of rows that no template renders."""
 
 
