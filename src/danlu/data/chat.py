@@ -176,11 +176,17 @@ class Chat:
         """A prompt and its answers; what comes before them is never learned."""
         everything = "all" in self.train_on
         chat = self._of_assistant if everything else self
-        if self.template is None and isinstance(document, Preference):
-            first, second = document.chosen, document.rejected
-            if isinstance(first, Completion) and isinstance(second, Completion):
-                document = replace(document, chosen=_joined(first, second), rejected=_joined(second, first))
-        return encode_answers(chat._path, document, where, everything=everything)
+        completions = [path for path in document.paths.values() if isinstance(path, Completion)]
+
+        def encode(path: Path, where: str) -> Tokens:
+            if not isinstance(path, Completion):
+                return chat._path(path, where)
+            if self.template is None:
+                return chat._path(_joined(path, *completions), where)
+            turns = Message("user", path.prompt, 0.0), Message("assistant", path.completion)
+            return chat._path(Conversation(turns), where)
+
+        return encode_answers(encode, document, where, everything=everything)
 
     @functools.cached_property
     def _of_assistant(self) -> Chat:

@@ -25,7 +25,7 @@ _BIASED = 0.7
 _FEW = 20
 """Of fewer rows nothing is said with a warning: chance alone would give one."""
 _RARE = 0.1
-"""With a smaller share of one kind, the other drowns it; down to about here weights have been seen to make up for it."""
+"""With a smaller share of one kind the other drowns it; down to about here, weights can make up for it."""
 _REPEATED = 20
 """Characters of a prompt from which on two answers hardly begin with it by chance."""
 _NAMES = {True: "desirable", False: "undesirable"}
