@@ -19,6 +19,7 @@ from danlu.data.document import Completion, Judged, Preference
 from danlu.insight.doctor.case import Case, Setting
 from danlu.insight.doctor.characters import excerpt
 from danlu.insight.doctor.finding import Finding, Survey, Tally, rule
+from danlu.units import percent
 
 _BIASED = 0.7
 """If the longer answer is the chosen one, or the rejected one, so often, length alone tells them apart."""
@@ -28,6 +29,7 @@ _RARE = 0.1
 """With a smaller share of one kind the other drowns it; down to about here, weights can make up for it."""
 _REPEATED = 20
 """Characters of a prompt from which on two answers hardly begin with it by chance."""
+_SIDES = ("chosen", "rejected")
 _NAMES = {True: "desirable", False: "undesirable"}
 _SOUND = "Nothing need be done."
 
@@ -98,16 +100,15 @@ class AnswerBias(Survey):
         if not self._num_pairs:
             return
         side = int(self._longer[1] > self._longer[0])
-        names = ("chosen", "rejected") if side == 0 else ("rejected", "chosen")
-        share = self._longer[side] / self._num_pairs
-        biased = share >= _BIASED and self._num_pairs >= _FEW
-        means = self._sums / self._num_pairs
+        longer, shorter = _SIDES[side], _SIDES[1 - side]
+        shares, means = self._longer / self._num_pairs, self._sums / self._num_pairs
         tally = Tally(self._limit, self._num_pairs)
         for beyond, _, where in sorted(self._widest[side], reverse=True):
-            tally.show(where, f"the {names[0]} answer has {beyond:,} tokens more than the {names[1]} one")
-        lengths = f"the chosen answer has {means[0]:,.0f} tokens on average, the rejected one {means[1]:,.0f}"
-        title = f"pairs: {lengths}; in {share:.0%} the {names[0]} one is the longer"
-        do = "A model may learn length and nothing else: balance the pairs, or use a length-normalised loss."
+            tally.show(where, f"the {longer} answer has {beyond:,} tokens more than the {shorter} one")
+        each = (f"{_SIDES[i]} {means[i]:,.0f} tokens on average, longer in {percent(shares[i])}" for i in range(2))
+        biased = shares[side] >= _BIASED and self._num_pairs >= _FEW
+        do = "A model may learn length and little else: balance the pairs, or use a length-normalised loss."
+        title = f"pairs by length ({'; '.join(each)})"
         yield from tally.finding("length_bias", "warning" if biased else "note", title, do if biased else _SOUND)
 
 
@@ -132,7 +133,7 @@ class LabelBalance(Survey):
             return
         fewer = min(good, bad, key=lambda tally: tally.count)
         tally = Tally(fewer.limit, total, list(fewer.examples))
-        title = f"judged answers: {good.count:,} desirable, {bad.count:,} undesirable"
+        title = f"judged answers by kind ({good.count:,} desirable, {bad.count:,} undesirable)"
         lopsided = total >= _FEW and fewer.count < _RARE * total
         do = f"Add {_NAMES[fewer is good]} answers, or weigh them more." if lopsided else _SOUND
         yield from tally.finding("label_balance", "warning" if lopsided else "note", title, do)
