@@ -267,10 +267,6 @@ class Method(Config, ABC):
         """The roles that it asks beside the one it trains, as its fields are, and how each is had."""
         return dict.fromkeys(self.roles[1:], "auto")
 
-    def most_tokens(self, context: int) -> int:
-        """How many tokens a group may have whose sequences have at most so many each."""
-        return context
-
     def matched(self, samples: Sequence[Any]) -> Sequence[Any]:
         """The samples of an update as they are to be grouped; a method that compares samples brings them together here.
 

@@ -135,13 +135,12 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         run = self.run
-        most = self.method.most_tokens(self.data.context)
-        if run.pack_tokens * run.context_parallel < most:
+        pairs = 2 if self.method.learns_from == "answers" else 1  # a prompt, its answers as long as the context each
+        if run.pack_tokens * run.context_parallel < pairs * self.data.context:
             ranks = "" if run.context_parallel == 1 else f" on each of {run.context_parallel} ranks"
-            times = "" if most == self.data.context else f"{most // self.data.context} times "
             raise ValueError(
-                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than {times}data.context ({self.data.context}): "
-                "one sample would not fit"
+                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than {'twice ' * (pairs > 1)}data.context "
+                f"({self.data.context}): one sample would not fit"
             )
         if self.asked("reference") is not None and "reference" not in self.method.asks:
             name = name_of(type(self.method))

@@ -82,10 +82,6 @@ class KTO(Preference):
             for i, (sample, own) in enumerate(pairs)
         ]
 
-    def most_tokens(self, context: int) -> int:
-        """See `Method`: a pair, or a prompt with as many other answers."""
-        return 2 * context
-
     def size(self, sample: Any) -> int:
         """See `Method`."""
         if not isinstance(sample, Mismatched):

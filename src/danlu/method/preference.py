@@ -159,10 +159,6 @@ class Preference(Method, ABC):
     dropout: bool = False
     """Whether what is trained drops activations, where its architecture does while training."""
 
-    def most_tokens(self, context: int) -> int:
-        """See `Method`: a pair."""
-        return 2 * context
-
     def size(self, sample: Any) -> int:
         """See `Method`; known without making the group."""
         prompts = 1 if self.share_prompt else len(sample.answers)
