@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,9 +13,11 @@ import torch
 
 from danlu.adapter.hub import is_adapter
 from danlu.architecture.hub import model_directory
+from danlu.architecture.scorer import as_scorer
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
+from danlu.engine.frozen import Bare, freeze
 from danlu.engine.guards.weights import fingerprints, total, trainable
 from danlu.engine.guards.words import listed
 from danlu.engine.parallel import choose
@@ -26,6 +29,7 @@ from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.pretrained import load_pretrained
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe, dump_recipe
+from danlu.registry import name_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROOMY = 0.5
@@ -56,29 +60,31 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             recipe = _resolved(recipe, data)
             roomy = _fits_whole(recipe, ranks)
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
-            policy = _model(recipe)
+            policy = _policy(recipe)
             _check_fit(recipe, policy.config, data)
             base = _adapted(recipe, policy)
             trainable(policy)
-            alike = _start(recipe, source, policy) if ranks.size > 1 else {}
+            asked = _asked(recipe, policy)
+            alike = _start(recipe, source, {"weights": policy, **asked}) if ranks.size > 1 else {}
+            starts = {role: _mark(asked.get(role, policy), base) for role in recipe.method.asks}
             recompute(policy, recipe.run.recompute)
-            arm(policy, precision, compiled=recipe.run.compile)
             run = recipe.run
             parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
+            for model in (policy, *asked.values()):
+                arm(model, precision, compiled=run.compile)
             parallel.lay_out(policy, device.torch)
+            for model in asked.values():
+                parallel.lay_out_frozen(model, device.torch)
         _require_alike(ranks, alike)
-        experiment = Experiment(recipe, device, data, source, policy, parallel, began, base)
+        experiment = Experiment(recipe, device, data, source, policy, parallel, began, base, asked, starts)
         experiment.check_prompts()
     return experiment
 
 
-def _start(recipe: Recipe, source: DataSource, policy: SequenceModel) -> dict[str, Any]:
+def _start(recipe: Recipe, source: DataSource, models: Mapping[str, SequenceModel]) -> dict[str, Any]:
     """What is the same on every rank where a run is one run."""
-    return {
-        "recipes": dump_recipe(recipe),
-        "data": source.state_dict(),
-        "weights": total(fingerprints(policy.parameters())),
-    }
+    weights = {name: total(fingerprints(model.parameters())) for name, model in models.items()}
+    return {"recipes": dump_recipe(recipe), "data": source.state_dict(), **weights}
 
 
 def _require_alike(ranks: Ranks, start: Mapping[str, Any]) -> None:
@@ -100,25 +106,93 @@ def _own(data: DataConfig, ranks: Ranks) -> DataConfig:
 
 
 def _resolved(recipe: Recipe, data: Data) -> Recipe:
-    """The recipe with what it left open of the model: the vocabulary is the tokenizer's."""
-    if isinstance(recipe.model, HubModel) or getattr(recipe.model, "vocab_size", 0) is not None:
+    """The recipe with what it left open of the model: the vocabulary is the tokenizer's, the head the method's."""
+    named, open_fields = recipe.policy, dict[str, Any]()
+    if isinstance(named, HubModel):
         return recipe
-    return recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"vocab_size": data.tokenizer.vocab_size})}
-    )
+    if getattr(named, "vocab_size", 0) is None:
+        open_fields["vocab_size"] = data.tokenizer.vocab_size
+    if recipe.method.scoring and not named.scores:
+        open_fields["num_labels"] = 1
+    return recipe.with_policy(named.model_copy(update=open_fields)) if open_fields else recipe
 
 
-def _model(recipe: Recipe) -> SequenceModel:
-    """The model that a recipe names, on the host."""
-    if isinstance(recipe.model, HubModel):
-        if recipe.adapter is not None and is_adapter(recipe.model.directory):
-            what = "the model is an adapter itself, which is trained on as it is"
-            raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
-        policy = load_pretrained(recipe.model.directory, **recipe.model.model_dump(exclude={"path"}))
-    else:
-        policy = recipe.model.build()
-        recipe.model.initialize(policy, recipe.run.seed)
+def _model(named: ArchitectureConfig | HubModel, seed: int) -> SequenceModel:
+    """A model that a recipe names, on the host."""
+    if isinstance(named, HubModel):
+        return load_pretrained(named.directory, **named.model_dump(exclude={"path"}))
+    model = named.build()
+    named.initialize(model, seed)
+    return model
+
+
+def _policy(recipe: Recipe) -> SequenceModel:
+    """What is trained, with the head that its method needs.
+
+    Raises:
+        RecipeError: when it is an adapter that another is to be put on, or has no head over tokens where one is needed.
+    """
+    named = recipe.policy
+    if isinstance(named, HubModel) and recipe.adapter is not None and is_adapter(named.directory):
+        what = "the model is an adapter itself, which is trained on as it is"
+        raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
+    policy = _model(named, recipe.run.seed)
+    if recipe.method.scoring:
+        return as_scorer(policy, recipe.run.seed)
+    if policy.config.scores:
+        what = f"the model scores sequences, and {name_of(type(recipe.method))} learns to predict tokens"
+        raise RecipeError(what, where="model", do="Give a language model, or set method=reward.")
     return policy
+
+
+def _asked(recipe: Recipe, policy: SequenceModel) -> dict[str, SequenceModel]:
+    """The models that the method asks beside what it trains, on the host; none for what the policy itself can say."""
+    asked = {}
+    for role, way in recipe.method.asks.items():
+        named = recipe.asked(role)
+        if named is not None:
+            model = asked[role] = freeze(_model(named, recipe.run.seed))
+            _check_beside(role, named, model.config, policy.config, recipe)
+        elif way != "model" and policy.adapted is not None:
+            asked[role] = Bare(policy)
+        elif way != "precomputed":
+            asked[role] = freeze(copy.deepcopy(policy))
+    return asked
+
+
+def _mark(model: SequenceModel, base: int | None) -> int | None:
+    """The fingerprint of what a model is made of: of one without its adapter, that of its base."""
+    return base if isinstance(model, Bare) else total(fingerprints(model.parameters()))
+
+
+def _check_beside(
+    role: str,
+    named: ArchitectureConfig | HubModel,
+    config: ArchitectureConfig,
+    policy: ArchitectureConfig,
+    recipe: Recipe,
+) -> None:
+    """A model can be asked about the policy's tokens.
+
+    Raises:
+        RecipeError: when it has others, or fewer positions than the data need.
+    """
+    where = f"model.{role}"
+    if config.vocabulary != policy.vocabulary:
+        what = f"the {role} has {config.vocabulary} tokens, and the policy {policy.vocabulary}"
+        raise RecipeError(what, where=where, do="Give one with the policy's tokenizer.")
+    if config.scores:
+        raise RecipeError(f"the {role} scores sequences, and predicts no tokens", where=where)
+    if config.longest is not None and recipe.data.context > config.longest:
+        what = f"data.context ({recipe.data.context}) exceeds the {role}'s {config.longest} positions"
+        raise RecipeError(what, where=where, do="Lower data.context.")
+    if isinstance(named, HubModel) and isinstance(recipe.policy, HubModel):
+        both = [each.directory / "tokenizer.json" for each in (named, recipe.policy)]
+        if all(file.is_file() for file in both):
+            own, theirs = (Tokenizer.load(file.parent).fingerprint for file in both)
+            if own != theirs:
+                what = f"the {role}'s tokenizer is another than the policy's"
+                raise RecipeError(what, where=where, do="Give one with the policy's tokenizer.")
 
 
 def _adapted(recipe: Recipe, policy: SequenceModel) -> int | None:
@@ -144,21 +218,25 @@ def _closed_on_fault(data: Data) -> Iterator[None]:
 
 def model_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """The tokenizer of the checkpoint that a recipe starts from, unless it names another."""
-    if isinstance(recipe.model, HubModel) and recipe.data.tokenizer is None:
-        return Tokenizer.load(model_directory(recipe.model.directory))
+    if isinstance(recipe.policy, HubModel) and recipe.data.tokenizer is None:
+        return Tokenizer.load(model_directory(recipe.policy.directory))
     return None
 
 
 def _fits_whole(recipe: Recipe, ranks: Ranks) -> bool:
-    """Whether every rank of a machine may have the whole model on the host at once, which is quicker than in turn."""
+    """Whether every rank of a machine may have whole models on the host at once, which is quicker than in turn."""
     if ranks.local_size == 1:
         return True
-    if isinstance(recipe.model, HubModel):
-        held = 2 * sum(file.stat().st_size for file in recipe.model.directory.glob("*.safetensors"))  # as float32
-    else:
-        with torch.device("meta"):
-            held = 4 * sum(p.numel() for p in recipe.model.build().parameters())
+    held = sum(map(_bytes_of, (recipe.policy, *(recipe.asked(role) or recipe.policy for role in recipe.method.asks))))
     return ranks.local_size * held < _ROOMY * psutil.virtual_memory().available
+
+
+def _bytes_of(named: ArchitectureConfig | HubModel) -> int:
+    """How much a model takes on the host, in float32."""
+    if isinstance(named, HubModel):
+        return 2 * sum(file.stat().st_size for file in named.directory.glob("*.safetensors"))
+    with torch.device("meta"):
+        return 4 * sum(p.numel() for p in named.build().parameters())
 
 
 def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, compiled: bool) -> None:

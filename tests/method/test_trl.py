@@ -72,7 +72,9 @@ def samples(lengths: Sequence[tuple[int, ...]] = LENGTHS, **values: Any) -> list
     return made
 
 
-def learned(method: Method, models: Mapping[str, SequenceModel], data: Sequence[Judged]) -> tuple[dict[str, float], Any]:
+def learned(
+    method: Method, models: Mapping[str, SequenceModel], data: Sequence[Judged]
+) -> tuple[dict[str, float], Any]:
     """What is summarised of an update, and every gradient by its hub name."""
     batch = Batch.join([method.group(sample) for sample in method.matched(data)])
     counts = method.counts(batch)
@@ -137,7 +139,9 @@ def test_dpo(fields: dict[str, Any], types: list[str], more: dict[str, Any], sha
     settings = {"beta": method.beta, "label_smoothing": method.label_smoothing, **more}
     loss, metrics = trl_losses.dpo(*map(trl_losses.Fused, (policy, reference)), samples(), types, **settings)
     told = same(found, loss, policy)
-    if not method.length_normalised and method.loss_type != "ipo":  # whose rewards are a token's here, an answer's there
+    if (
+        not method.length_normalised and method.loss_type != "ipo"
+    ):  # whose rewards are a token's here, an answer's there
         agree(told, metrics, PAIRS)
     assert told["log_prob_chosen"] == pytest.approx(metrics["logps/chosen"][0], rel=1e-6)
     if not fields:

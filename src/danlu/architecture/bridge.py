@@ -178,7 +178,9 @@ class Bridged(SequenceModel):
         """By the model's own forward, with the attention it defines itself."""
         with quiet_transformers():
             self.inner.set_attn_implementation("eager")
-            logits: Tensor = self.inner(input_ids=tokens[None], use_cache=False).logits.view(-1, self._head.out_features)
+            logits: Tensor = self.inner(input_ids=tokens[None], use_cache=False).logits.view(
+                -1, self._head.out_features
+            )
             if self.config.scores:  # of a sequence's last row alone; of the others by its parts
                 body = body_of(self.inner)(input_ids=tokens[None], use_cache=False)
                 logits = torch.cat([self._head(body.last_hidden_state[0, :-1]), logits])

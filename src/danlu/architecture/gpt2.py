@@ -103,7 +103,12 @@ class GPT2Config(ArchitectureConfig):
         """See `ArchitectureConfig`."""
         own = self.model_dump(mode="json", exclude={"num_labels"})
         fixed = {"activation_function": "gelu_new", "tie_word_embeddings": True, "n_ctx": self.n_positions}
-        return {**own, **fixed, "model_type": self.model_type, **written_class("GPT2", "LMHeadModel", scores=self.scores)}
+        return {
+            **own,
+            **fixed,
+            "model_type": self.model_type,
+            **written_class("GPT2", "LMHeadModel", scores=self.scores),
+        }
 
     def hub_names(self) -> Mapping[str, str]:
         """See `ArchitectureConfig`: "transformer." in front of all but a head of its own."""

@@ -294,7 +294,9 @@ class Llama(SequenceModel):
         linear = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.hidden_size * (1 if c.scores else c.vocabulary)
+        return (
+            2 * len(packed) * linear + attention + 2 * num_targets * c.hidden_size * (1 if c.scores else c.vocabulary)
+        )
 
 
 def _count(windows: Iterable[int | None]) -> list[tuple[int | None, int]]:

@@ -57,8 +57,8 @@ class History:
         checkpoints: where snapshots go.
         recorder: where measurements go.
         keep: how many of the newest checkpoints are kept.
-        identity: what a checkpoint says of the run it belongs to: its recipe, and "base", the fingerprint of what an
-            adapter stands on.
+        identity: what a checkpoint says of the run it belongs to: its recipe; "base", the fingerprint of what an adapter
+            stands on; "asked", those of the models that are only asked.
         progress: how far the run has come.
     """
 
@@ -196,6 +196,10 @@ class History:
         saved = self.checkpoints.open(step)
         if saved.state.get("base") != self.identity.get("base"):
             what = "the adapter's base has other weights than when the run began"
+            raise CheckpointError(what, where=self.checkpoints.folder, do="Give it the checkpoint that it was.")
+        then, now = saved.state.get("asked") or {}, self.identity.get("asked") or {}
+        if others := sorted(role for role in {*then, *now} if then.get(role) != now.get(role)):
+            what = f"the {others[0]} has other weights than when the run began"
             raise CheckpointError(what, where=self.checkpoints.folder, do="Give it the checkpoint that it was.")
         policy, self._torn = self.updater.policy, True
         saved.read_into("model", _trained(policy))

@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -54,7 +54,8 @@ class Parallel:
 
     def __init__(self, ranks: Ranks = ALONE, ring: int = 1) -> None:
         self.ranks, self.ring = ranks, ring
-        self._rings: dict[str, SequenceModel] = {}
+        self._around: Callable[[SequenceModel], SequenceModel] | None = None
+        self._rings: dict[str, tuple[SequenceModel, SequenceModel]] = {}
 
     @property
     def shares(self) -> int:
@@ -70,12 +71,16 @@ class Parallel:
         """Models as a method asks them: each rank of a ring is given whole packs and answers for its rows of them."""
         if self.ring == 1:
             return models
-        if not self._rings:
+        if self._around is None:
             from danlu.engine.context import ringed  # brings the compiler, most of a second
 
-            around = ringed(self.ranks, self.ring)
-            self._rings = {role: around(model) for role, model in models.items()}
-        return self._rings
+            self._around = ringed(self.ranks, self.ring)
+        before = self._rings
+        self._rings = {
+            role: before[role] if role in before and before[role][0] is model else (model, self._around(model))
+            for role, model in models.items()
+        }
+        return {role: around for role, (_, around) in self._rings.items()}
 
     def lay_out(self, model: SequenceModel, device: torch.device) -> None:
         """Put a model that is whole, on the host, the way it is to lie on a device; before its optimiser is made."""

@@ -68,7 +68,7 @@ class KTO(Preference):
         return {"reference": self.reference}
 
     def matched(self, samples: Sequence[Any]) -> Sequence[Any]:
-        """Each with the answers to the prompt before it, the first with the last one's; one alone has none to learn from.
+        """Each with the answers to the prompt before it, the first with the last one's; one sample alone with none.
 
         An answer that would make a longer sequence than any of the update's is cut there.
         """

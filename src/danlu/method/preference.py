@@ -183,7 +183,7 @@ PAIRED = ("accuracy", "margin", "reward_chosen", "reward_rejected", "log_prob_ch
 
 
 class PairPreference(Preference, ABC):
-    """What methods that learn from pairs have in common: sequences are chosen, rejected, chosen, rejected, and so on."""
+    """What methods that learn from pairs have in common: sequences are a chosen one, its rejected one, and so on."""
 
     def group(self, sample: Answers) -> Batch:
         """Both answers behind their prompt."""

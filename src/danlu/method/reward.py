@@ -62,9 +62,7 @@ class Reward(Preference):
         margin = float(sample.values["margin"][0]) if self.margin and "margin" in sample.values else 0.0
         values = {"margin": torch.tensor([margin, margin])}
         sequences = Sequences(torch.arange(2), values, 2)
-        return Batch(
-            forest.packed, targets, num_bytes=sample.num_bytes, origin=(sample.origin,), sequences=sequences
-        )
+        return Batch(forest.packed, targets, num_bytes=sample.num_bytes, origin=(sample.origin,), sequences=sequences)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Pairs."""

@@ -67,7 +67,7 @@ class Subject:
     @property
     def trusted(self) -> bool:
         """Whether code that comes with the checkpoint may run."""
-        model = self.experiment.recipe.model
+        model = self.experiment.recipe.policy
         return isinstance(model, HubModel) and model.trust_remote_code
 
     @functools.cached_property

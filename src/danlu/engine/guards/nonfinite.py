@@ -216,7 +216,10 @@ class _Tracer:
     def _bad_parameter(self) -> str | None:
         several = len(self._learner.models) > 1
         for role, model in self._learner.models.items():
-            names, values = zip(*model.named_parameters(), strict=True)
+            named = dict(model.named_parameters())
+            if not named:  # it is another as it is without its adapter
+                continue
+            names, values = list(named), named.values()
             sound = torch.stack([torch.isfinite(local(value.detach())).all() for value in values]).tolist()
             if not all(sound):
                 name = names[sound.index(False)]
