@@ -150,7 +150,7 @@ class Experiment:
         )
 
     def _recalling(self, recorder: Recorder) -> tuple[Source, Callable[[], Iterator[Any]] | None]:
-        """What is drawn and measured; where the reference is precomputed, with what it says, and without it from then on.
+        """What is drawn and measured; of a reference that is precomputed, with what it says, and it is let go of.
 
         It is to be asked for while the policy is as it is at the start.
         """

@@ -57,8 +57,8 @@ class History:
         checkpoints: where snapshots go.
         recorder: where measurements go.
         keep: how many of the newest checkpoints are kept.
-        identity: what a checkpoint says of the run it belongs to: its recipe; "base", the fingerprint of what an adapter
-            stands on; "asked", those of the models that are only asked.
+        identity: what a checkpoint says of the run it belongs to: its recipe; "base", the fingerprint of what an
+            adapter stands on; "asked", those of the models that are only asked.
         progress: how far the run has come.
     """
 

@@ -209,5 +209,5 @@ def _asked(updater: Updater, samples: Iterable[Any]) -> dict[int, list[float]]:
                 assert group.sequences is not None
                 mine.append((int(group.packed.sample[0]), list(islice(values, group.sequences.num))))
         for told in updater.parallel.ranks.gather(mine)[::ring]:
-            known |= {sample: each for sample, each in told}
+            known |= dict(told)
     return known

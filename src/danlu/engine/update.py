@@ -1,8 +1,8 @@
 """One update, and one measurement: where sums become averages, once.
 
 An update goes: count what its terms are divided by, over all its groups; cut the groups into packs; take what the loss
-depends on as a whole, where a method asks for it; run forward and backward pack by pack, each term's sum over its count;
-clip; step. So the update does not depend on how it was cut up.
+depends on as a whole, where a method asks for it; run forward and backward pack by pack, each term's sum over its
+count; clip; step. So the update does not depend on how it was cut up.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Updater:
         self.optimizer.step()
 
     def part(self, batch: Batch, sums: Terms) -> Terms:
-        """What this rank adds of a pack's sums: of a ring that tells sequences apart, whose ranks each have all of it."""
+        """What this rank adds of a pack's sums: a share, where all ranks of a ring have sums of whole sequences."""
         ranks = 1 if batch.sequences is None else self.parallel.ring
         return sums if ranks == 1 else {name: value / ranks for name, value in sums.items()}
 

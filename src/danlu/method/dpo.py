@@ -3,9 +3,9 @@
     r(y) = beta log [ p(y | x) / p_ref(y | x) ],   d = log-ratio of the chosen - log-ratio of the rejected answer
     loss = - log sigmoid(beta d)
 
-`ipo` is (d - 1 / (2 beta))^2 on log-ratios a token, `hinge` max(0, 1 - beta d). With `label_smoothing` e the chance that
-a pair is labelled the wrong way round is taken to be e: `sigmoid` mixes the losses of both labels (conservative DPO),
-`robust` takes their mix without its bias.
+`ipo` is (d - 1 / (2 beta))^2 on log-ratios a token, `hinge` max(0, 1 - beta d). With `label_smoothing` e the chance
+that a pair is labelled the wrong way round is taken to be e: `sigmoid` mixes the losses of both labels (conservative
+DPO), `robust` takes their mix without its bias.
 
 References:
     Rafailov et al., 2023, "Direct preference optimization", https://arxiv.org/abs/2305.18290
