@@ -31,7 +31,7 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
     "dpo": [
         {"dropout": True},
         {"dropout": True, "loss_type": "robust", "label_smoothing": 0.1, "length_normalised": True, "sft_weight": 0.5},
-        {"dropout": True, "loss_type": "ipo", "reference_free": True, "share_prompt": False},
+        {"dropout": True, "loss_type": "ipo", "beta": 1.0, "reference_free": True, "share_prompt": False},
     ],
     "kto": [{"dropout": True, "beta": 0.5}, {"dropout": True, "desirable_weight": 2.0, "share_prompt": False}],
     "orpo": [{"dropout": True}, {"dropout": True, "learn_prompt": False, "share_prompt": False}],
