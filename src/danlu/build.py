@@ -106,15 +106,19 @@ def _own(data: DataConfig, ranks: Ranks) -> DataConfig:
 
 
 def _resolved(recipe: Recipe, data: Data) -> Recipe:
-    """The recipe with what it left open of the model: the vocabulary is the tokenizer's, the head the method's."""
-    named, open_fields = recipe.policy, dict[str, Any]()
-    if isinstance(named, HubModel):
-        return recipe
-    if getattr(named, "vocab_size", 0) is None:
-        open_fields["vocab_size"] = data.tokenizer.vocab_size
-    if recipe.method.scoring and not named.scores:
-        open_fields["num_labels"] = 1
-    return recipe.with_policy(named.model_copy(update=open_fields)) if open_fields else recipe
+    """The recipe with what it left open of its models: the vocabulary is the tokenizer's, the head the method's."""
+    for role in ("policy", *recipe.method.asks):
+        named = recipe.policy if role == "policy" else recipe.asked(role)
+        if not isinstance(named, ArchitectureConfig):
+            continue
+        left_open: dict[str, Any] = {}
+        if getattr(named, "vocab_size", 0) is None:
+            left_open["vocab_size"] = data.tokenizer.vocab_size
+        if role == "policy" and recipe.method.scoring and not named.scores:
+            left_open["num_labels"] = 1
+        if left_open:
+            recipe = recipe.with_model(role, named.model_copy(update=left_open))
+    return recipe
 
 
 def _model(named: ArchitectureConfig | HubModel, seed: int) -> SequenceModel:

@@ -161,10 +161,11 @@ class Recipe(Config):
         """The model that is named for another role; None is the policy as it is at the start."""
         return self.model.reference if isinstance(self.model, Roles) and role == "reference" else None
 
-    def with_policy(self, policy: ArchitectureConfig | HubModel) -> Recipe:
-        """The same with another model to be trained."""
-        model = self.model.model_copy(update={"policy": policy}) if isinstance(self.model, Roles) else policy
-        return self.model_copy(update={"model": model})
+    def with_model(self, role: str, named: ArchitectureConfig | HubModel) -> Recipe:
+        """The same with another model in a role."""
+        if isinstance(self.model, Roles):
+            return self.model_copy(update={"model": self.model.model_copy(update={role: named})})
+        return self.model_copy(update={"model": named})
 
     @property
     def alone(self) -> Recipe:

@@ -72,7 +72,7 @@ def preferences(folder: Path, count: int = 40) -> Path:
         words = document(number).split()
         cut = 1 + len(words) // 4
         prompt, chosen, rejected = words[:cut], words[cut : cut + 7] or words, words[::-1][: 1 + number % 5]
-        answers = {"chosen": " " + " ".join(chosen), "rejected": " " + " ".join(rejected)}
+        answers = {"chosen": " " + " ".join(chosen), "rejected": " " + " ".join([*rejected, "no"])}
         rows.append(json.dumps({"prompt": " ".join(prompt), **answers}, ensure_ascii=False))
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return file

@@ -140,9 +140,7 @@ def test_what_the_reference_says_may_come_with_the_sample() -> None:
     batch = Batch.join([method.group(sample) for sample in samples])
     asked = method.loss(roles, batch)
     sums = sequences_of(batch).sums(method.log_probs(roles["reference"], batch)).detach()
-    told = [
-        replace(sample, values={"reference": sums[2 * i : 2 * i + 2].tolist()}) for i, sample in enumerate(samples)
-    ]
+    told = [replace(sample, values={"reference": sums[2 * i : 2 * i + 2].tolist()}) for i, sample in enumerate(samples)]
     recalled = method.loss({"policy": roles["policy"]}, Batch.join([method.group(sample) for sample in told]))
     torch.testing.assert_close(recalled.losses["dpo"], asked.losses["dpo"], rtol=1e-5, atol=0)  # of float32
 
