@@ -50,8 +50,8 @@ def run(options: Options, scratch: Path) -> list[Table]:
     rows = [["none", "0", "0", f"{before['loss']:.4f}", f"{math.exp(before['loss']):.2f}", "–", "–"]]
     rows += [_row(way, facts) for way, facts in best.items()]
     notes = [
-        f"A Qwen3 of {before['parameters'] / 1e6:.2f} M parameters, trained for {PRETRAINING} updates on Shakespeare and "
-        f"Python's standard library, then tuned for {STEPS} updates of {settings.STEP_SAMPLES} on GSM8K's answers.",
+        f"A Qwen3 of {before['parameters'] / 1e6:.2f} M parameters, trained for {PRETRAINING} updates on Shakespeare "
+        f"and Python's standard library, then tuned for {STEPS} updates of {settings.STEP_SAMPLES} on GSM8K's answers.",
         "Held-out loss in nats a learned token, on the same tenth of the rows; the better of two learning rates.",
     ]
     columns = ["way", "trained", "share", "held-out loss", "perplexity", "rate", "tokens/s"]
