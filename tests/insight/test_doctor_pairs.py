@@ -28,15 +28,14 @@ def pairs(sizes: list[tuple[int, int]]) -> list[Row]:
         (
             [(9, 3)] * 15 + [(3, 9)] * 5,
             "warning",
-            "pairs by length (chosen 8 tokens on average, longer in 75.0 %; "
-            "rejected 6 tokens on average, longer in 25.0 %)",
+            "pairs by length (chosen 8 tokens on average, longer in 75 %; "
+            "rejected 6 tokens on average, longer in 25 %)",
             ("a.jsonl:1", "the chosen answer has 6 tokens more than the rejected one"),
         ),
         (
             [(4, 4)] * 4 + [(3, 9)] * 15 + [(3, 12)],
             "warning",
-            "pairs by length (chosen 4 tokens on average, longer in 0.0 %; "
-            "rejected 9 tokens on average, longer in 80.0 %)",
+            "pairs by length (chosen 4 tokens on average, longer in 0 %; rejected 9 tokens on average, longer in 80 %)",
             ("a.jsonl:20", "the rejected answer has 9 tokens more than the chosen one"),
         ),
         ([(9, 3)] * 13 + [(3, 9)] * 7, "note", None, None),
@@ -130,7 +129,7 @@ def test_the_terminal_and_the_page_colour_what_is_avoided(diagnosis: Diagnosis, 
         assert line in lines
     assert "undesirable: maybe<|end|>" in lines
     assert "48;5;22m" in out.getvalue()  # dark green
-    assert "48;5;52m" in out.getvalue()  # dark red
+    assert "48;5;88m" in out.getvalue()  # dark red
     html = write_html(diagnosis, tmp_path / "check.html").read_text(encoding="utf-8")
     assert '<span class="part">chosen</span><span class="learned">yes &amp; no</span>' in html
     assert '<span class="part">rejected</span><span class="avoided">never</span>' in html
