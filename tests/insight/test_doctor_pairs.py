@@ -68,12 +68,14 @@ def test_label_balance(good: int, bad: int, severity: str, do: str) -> None:
     finding = found(diagnose(rows), "label_balance")
     assert finding is not None
     assert (finding.severity, finding.count, finding.do) == (severity, good + bad, do)
+    assert finding.examples
     assert finding.title == f"judged answers by kind ({good} desirable, {bad} undesirable)"
 
 
 def test_rows_of_other_kinds_are_not_compared() -> None:
     assert found(diagnose([judged("a", "b")]), "length_bias") is None
     assert found(diagnose(pairs([(3, 4)])), "label_balance") is None
+    assert found(diagnose(pairs([(4, 4)] * 30)), "length_bias") is None
     held_out = diagnose(pairs([(3, 4)]), pairs([(9, 4)] * 30))
     assert found(held_out, "length_bias").count == 1  # type: ignore[union-attr]
 
