@@ -46,7 +46,9 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
     with ranks.one_by_one():
-        data = build_data(_own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe))
+        data = build_data(
+            _own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe), learns_from=recipe.method.learns_from
+        )
     with _closed_on_fault(data):
         source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
         with ranks.together():

@@ -35,7 +35,9 @@ def check(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, rows
             the diagnosis.
     """
     loaded = load_recipe(recipe, overrides)
-    return diagnose(loaded, open_documents(loaded.data, loaded.run.seed, model_tokenizer(loaded)), rows)
+    learns_from = loaded.method.learns_from
+    documents = open_documents(loaded.data, loaded.run.seed, model_tokenizer(loaded), learns_from=learns_from)
+    return diagnose(loaded, documents, rows)
 
 
 def diagnose(recipe: Recipe, documents: Documents, rows: int | None = None) -> Diagnosis:
@@ -85,7 +87,7 @@ def _rows_of_chunk(collection: Collection, number: int) -> Iterator[tuple[bool, 
             shape, document = read
             tokens = encoder.encode(document, where)
             held_out = collection.rules.holds_out(digest_of(content(document)))
-            yield held_out, Row(where, shape, document, tokens.ids, tokens.weights)
+            yield held_out, Row(where, shape, document, tokens.ids, tokens.weights, answers=tokens.answers)
         except DataError as fault:
             yield False, Row(where, shape, document, fault=fault, raw=faults.add(record, fault))
     collection.set_aside(number, faults.found)

@@ -34,7 +34,7 @@ from danlu.pretrained import named_base
 from danlu.recipe import HubModel, Recipe, dump_recipe
 
 _MEASUREMENTS = 10
-_UNRENDERED = {"text", "tokens"}
+_UNRENDERED = {"text", "tokens", "preference/text"}
 """Shapes of rows that no template renders."""
 
 

@@ -123,11 +123,12 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         run = self.run
-        if run.pack_tokens * run.context_parallel < self.data.context:
+        pairs = 2 if self.method.learns_from == "answers" else 1  # a prompt, its answers as long as the context each
+        if run.pack_tokens * run.context_parallel < pairs * self.data.context:
             ranks = "" if run.context_parallel == 1 else f" on each of {run.context_parallel} ranks"
             raise ValueError(
-                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than data.context ({self.data.context}): "
-                "one sample would not fit"
+                f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than {'twice ' * (pairs > 1)}data.context "
+                f"({self.data.context}): one sample would not fit"
             )
         longest = self.model.longest if isinstance(self.model, ArchitectureConfig) else None
         if longest is not None and self.data.context > longest:

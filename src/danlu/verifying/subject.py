@@ -15,7 +15,6 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.build import assemble
 from danlu.contracts import Method, SequenceModel
-from danlu.data import Sample
 from danlu.engine.update import Updater, keyed
 from danlu.experiment import Experiment
 from danlu.random import fold
@@ -109,7 +108,7 @@ def prepared(recipe: Recipe, folder: Path) -> Iterator[Subject]:
         DanluError: for what cannot be made, as `danlu.build.assemble`.
     """
     with closing(assemble(_plain(recipe, folder))) as experiment:
-        source, drawn = experiment.source, list[Sample]()
+        source, drawn = experiment.source, list[Any]()
         while len(drawn) < _ENOUGH and not source.exhausted:
             drawn += source.draw()
         yield Subject(experiment, few([recipe.method.group(sample) for sample in drawn]), folder)
