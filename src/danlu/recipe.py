@@ -1,4 +1,4 @@
-"""Recipes: what a run is, in five nouns, validated before anything is built.
+"""Recipes: what a run is, in six nouns, validated before anything is built.
 
 A recipe is YAML (or a dictionary); every field is documented beside the class it configures. It is read against those
 classes one by one, so that each fault is named by its place: the file's line, or the override.

@@ -272,7 +272,7 @@ def test_truncation_is_what_it_would_be_by_hand(
 @pytest.mark.parametrize("policy", ["split", "refuse"])
 def test_a_pair_is_never_split(tmp_path: Path, write: Write, tokenizer: Tokenizer, policy: Any) -> None:
     file = write({"prompt": "x\n", "chosen": "y", "rejected": "y"}, {"prompt": "x\n", "chosen": "y", "rejected": "yyy"})
-    with pytest.raises(DataError, match=r"pairs.jsonl:2: the .* has,? .*7 tokens, and 6 fit. Raise data.context"):
+    with pytest.raises(DataError, match=r"pairs.jsonl:2: the prompt with its longest answer has 7 tokens, and 6 fit"):
         open_pairs(file, tmp_path, Rules(5, policy), made=tokenizer).whole()
     encoder = build_encoder(tokenizer, learns_from="answers")
     aside = {"cache": tmp_path / "cache", "quarantine": tmp_path / "bad"}

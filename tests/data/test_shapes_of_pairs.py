@@ -197,6 +197,11 @@ CASES: dict[str, tuple[dict[str, Any], str, object]] = {
             Excerpt("\n\nHuman: A\n\nHuman: B\n\nAssistant:", " D", path("A\n\nB", "D", asked=1)),
         ),
     ),
+    "cells of a table": (
+        {"prompt": "Q", "chosen": "A", "rejected": "B", "margin": "2.5", "score_chosen": ""},
+        "preference",
+        Preference(Completion("Q", "A"), Completion("Q", "B"), {"margin": (2.5, 2.5)}),
+    ),
     "judged texts": (
         {"prompt": "Q", "completion": "A", "label": False},
         "judged",
@@ -288,6 +293,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "Q", "chosen": "A", "rejected": "B", "margin": "big"}, "'margin' is text, not a number"),
     ({"prompt": "Q", "chosen": "A", "rejected": "B", "score_chosen": True}, "'score_chosen' is a truth value, not a"),
     ({"prompt": "Q", "chosen": "A", "rejected": "B", "margin": float("nan")}, "'margin' is out of range"),
+    ({"prompt": "Q", "chosen": "A", "rejected": "B", "margin": "nan"}, "'margin' is out of range"),
     ({"prompt": "Q", "chosen": "A", "rejected": "\ud800"}, "'rejected' has half of a surrogate pair"),
     ({"prompt": "Q", "completion": "A", "label": "good"}, "'label' is text, not true or false"),
     ({"prompt": "Q", "completion": "A", "label": 2}, "'label' is a number, not true or false"),

@@ -28,15 +28,14 @@ def pairs(sizes: list[tuple[int, int]]) -> list[Row]:
         (
             [(9, 3)] * 15 + [(3, 9)] * 5,
             "warning",
-            "pairs by length (chosen 8 tokens on average, longer in 75.0 %; "
-            "rejected 6 tokens on average, longer in 25.0 %)",
+            "pairs by length (chosen 8 tokens on average, longer in 75 %; "
+            "rejected 6 tokens on average, longer in 25 %)",
             ("a.jsonl:1", "the chosen answer has 6 tokens more than the rejected one"),
         ),
         (
             [(4, 4)] * 4 + [(3, 9)] * 15 + [(3, 12)],
             "warning",
-            "pairs by length (chosen 4 tokens on average, longer in 0.0 %; "
-            "rejected 9 tokens on average, longer in 80.0 %)",
+            "pairs by length (chosen 4 tokens on average, longer in 0 %; rejected 9 tokens on average, longer in 80 %)",
             ("a.jsonl:20", "the rejected answer has 9 tokens more than the chosen one"),
         ),
         ([(9, 3)] * 13 + [(3, 9)] * 7, "note", None, None),
@@ -69,12 +68,14 @@ def test_label_balance(good: int, bad: int, severity: str, do: str) -> None:
     finding = found(diagnose(rows), "label_balance")
     assert finding is not None
     assert (finding.severity, finding.count, finding.do) == (severity, good + bad, do)
+    assert finding.examples
     assert finding.title == f"judged answers by kind ({good} desirable, {bad} undesirable)"
 
 
 def test_rows_of_other_kinds_are_not_compared() -> None:
     assert found(diagnose([judged("a", "b")]), "length_bias") is None
     assert found(diagnose(pairs([(3, 4)])), "label_balance") is None
+    assert found(diagnose(pairs([(4, 4)] * 30)), "length_bias") is None
     held_out = diagnose(pairs([(3, 4)]), pairs([(9, 4)] * 30))
     assert found(held_out, "length_bias").count == 1  # type: ignore[union-attr]
 
@@ -130,7 +131,7 @@ def test_the_terminal_and_the_page_colour_what_is_avoided(diagnosis: Diagnosis, 
         assert line in lines
     assert "undesirable: maybe<|end|>" in lines
     assert "48;5;22m" in out.getvalue()  # dark green
-    assert "48;5;52m" in out.getvalue()  # dark red
+    assert "48;5;88m" in out.getvalue()  # dark red
     html = write_html(diagnosis, tmp_path / "check.html").read_text(encoding="utf-8")
     assert '<span class="part">chosen</span><span class="learned">yes &amp; no</span>' in html
     assert '<span class="part">rejected</span><span class="avoided">never</span>' in html

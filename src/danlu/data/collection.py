@@ -222,8 +222,8 @@ class Collection:
         """Set aside the documents that are longer than the context."""
         by_shard: dict[int, list[tuple[int, DataError]]] = {}
         for shard, record, targets in corpus.too_long():
-            told = "prompt has, with its longest answer," if corpus.policy != self.rules.too_long else "document has"
-            what = f"the {told} {targets + 1} tokens, and {self.rules.context + 1} fit"
+            told = "prompt with its longest answer" if corpus.answers else "document"
+            what = f"the {told} has {targets + 1} tokens, and {self.rules.context + 1} fit"
             do = "Raise data.context, shorten it, or set data.too_long or data.quarantine."
             where = corpus.shards[shard].place.of(record)
             by_shard.setdefault(shard, []).append((record, DataError(what, where=where, do=do)))

@@ -35,6 +35,7 @@ class Corpus:
         rules: what decides the samples.
         shards: what they are in.
         lengths: the number of targets of each sample.
+        answers: whether these are prompts with answers.
         policy: what becomes of documents longer than the context.
     """
 
@@ -65,9 +66,10 @@ class Corpus:
         self._targets: Int64[np.ndarray, " D"] = np.maximum(lengths - 1, 0)
         learned = Learned.of(lengths, *spans_of(self.shards, self._documents))
         paths = paths_of(self.shards, self._documents)
-        self._bounded = paths.targets if len(paths) else self._targets
-        self._pieces = paths.cut(learned, rules) if len(paths) else cut(self._targets, learned, rules)
-        self.policy: TooLong = "refuse" if len(paths) and rules.too_long == "split" else rules.too_long
+        self.answers = bool(len(paths))
+        self.policy: TooLong = "refuse" if self.answers and rules.too_long == "split" else rules.too_long
+        self._bounded = paths.targets if self.answers else self._targets
+        self._pieces = paths.cut(learned, rules) if self.answers else cut(self._targets, learned, rules)
         everything = np.arange(len(lengths))
         self._learned: Int64[np.ndarray, " D"] = learned.count(everything, np.zeros_like(everything), self._targets)
         if limit is not None and limit < len(self._pieces.length):

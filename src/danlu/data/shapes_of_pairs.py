@@ -21,6 +21,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -257,7 +258,7 @@ def _check_side(conversation: Conversation, name: str, where: str) -> None:
 
 def _values(row: Row, where: str) -> dict[str, tuple[float, ...]]:
     """The margin and the scores of a pair."""
-    found = {name: _number(row[name], f"'{name}'", where) for name in BESIDE if name in row}
+    found = {name: _number(row[name], f"'{name}'", where) for name in BESIDE if row.get(name, "") != ""}
     values: dict[str, tuple[float, ...]] = {}
     if "score_chosen" in found and "score_rejected" in found:
         scores = found["score_chosen"], found["score_rejected"]
@@ -269,6 +270,9 @@ def _values(row: Row, where: str) -> dict[str, tuple[float, ...]]:
 
 
 def _number(value: object, name: str, where: str) -> float:
+    if isinstance(value, str):  # of a table, whose cells are all text
+        with suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong_kind(name, value, "a number", where)
     if not -LARGEST < value < LARGEST:

@@ -42,6 +42,7 @@ class Written:
         best: whether it was the best.
         staged_seconds: for how long the run was held up.
         written_seconds: from then until it was there.
+        busy_seconds: of these, what writing took of a processor.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Written:
     best: bool
     staged_seconds: float
     written_seconds: float
+    busy_seconds: float
 
 
 class Checkpoints:
@@ -190,7 +192,7 @@ class Checkpoints:
         return wanted, f"Resume from the one before with --step {earlier[-1]}." if earlier else _NONE_BEFORE
 
     def _run(self, writing: _Writing, staged: float) -> None:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.thread_time()
         try:
             _give_way()
             writing.run()
@@ -198,7 +200,8 @@ class Checkpoints:
             self._fault = error
         else:
             path, seconds = folders.of_step(self.folder, writing.step), time.perf_counter() - start
-            self._finished.append(Written(writing.step, path, writing.best, staged, seconds))
+            worked = time.thread_time() - busy
+            self._finished.append(Written(writing.step, path, writing.best, staged, seconds, worked))
 
 
 @dataclass(frozen=True)

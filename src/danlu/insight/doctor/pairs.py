@@ -97,7 +97,7 @@ class AnswerBias(Survey):
 
     def findings(self) -> Iterator[Finding]:
         """See `Survey`."""
-        if not self._num_pairs:
+        if not self._longer.any():
             return
         side = int(self._longer[1] > self._longer[0])
         longer, shorter = _SIDES[side], _SIDES[1 - side]
@@ -131,8 +131,8 @@ class LabelBalance(Survey):
         total = good.count + bad.count
         if not total:
             return
-        fewer = min(good, bad, key=lambda tally: tally.count)
-        tally = Tally(fewer.limit, total, list(fewer.examples))
+        fewer, more = sorted((good, bad), key=lambda tally: tally.count)
+        tally = Tally(fewer.limit, total, fewer.examples or more.examples)
         title = f"judged answers by kind ({good.count:,} desirable, {bad.count:,} undesirable)"
         lopsided = total >= _FEW and fewer.count < _RARE * total
         do = f"Add {_NAMES[fewer is good]} answers, or weigh them more." if lopsided else _SOUND
