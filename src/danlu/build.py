@@ -106,7 +106,10 @@ def _own(data: DataConfig, ranks: Ranks) -> DataConfig:
 
 
 def _resolved(recipe: Recipe, data: Data) -> Recipe:
-    """The recipe with what it left open of its models: the vocabulary is the tokenizer's, the head the method's."""
+    """The recipe with what it left open: the vocabulary is the tokenizer's; a head that scores is made, and trained."""
+    if recipe.method.scoring and recipe.adapter is not None and "score" not in recipe.adapter.also_train:
+        also = (*recipe.adapter.also_train, "score")
+        recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"also_train": also})})
     for role in ("policy", *recipe.method.asks):
         named = recipe.policy if role == "policy" else recipe.asked(role)
         if not isinstance(named, ArchitectureConfig):
@@ -142,6 +145,9 @@ def _policy(recipe: Recipe) -> SequenceModel:
         raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
     policy = _model(named, recipe.run.seed)
     if recipe.method.scoring:
+        if policy.adapted is not None and not policy.config.scores:
+            what = "the model is an adapter of a language model, which has no head that scores"
+            raise RecipeError(what, where="model", do="Merge it first: danlu export --merge.")
         return as_scorer(policy, recipe.run.seed)
     if policy.config.scores:
         what = f"the model scores sequences, and {name_of(type(recipe.method))} learns to predict tokens"

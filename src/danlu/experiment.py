@@ -215,12 +215,24 @@ class Experiment:
         adapted = self.policy.adapted
         if isinstance(adapted, Adapters) and isinstance(model, HubModel) and adapted.only.adapter.beside:
             base = named_base(model.path)
-            save_adapter(adapted.only, directory, base=base, fingerprint=self.base, weights=weights)
+            task = "SEQ_CLS" if self.policy.config.scores else "CAUSAL_LM"
+            save_adapter(adapted.only, directory, base=base, fingerprint=self.base, weights=weights, task=task)
         else:
             like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
+            settings = settings | self._padding()
             save_model(self.policy, directory, weights=weights, like=like, settings=settings)
         tokenizer.save(directory)
         self._export_template(directory)
+
+    def _padding(self) -> dict[str, Any]:
+        """What tells `transformers` where a padded sequence ends that is scored at its end, where something can.
+
+        It is none of the tokens that answers end with: else a score would be read one token early.
+        """
+        if not self.policy.config.scores:
+            return {}
+        pad = self.data.tokenizer.pad_id
+        return {"pad_token_id": None if pad in self._stops else pad}
 
     def _export_template(self, directory: Path) -> None:
         """The template that it was trained with, where that is not the tokenizer's own, and what ends a turn by it."""

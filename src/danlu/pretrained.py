@@ -7,6 +7,7 @@ from pathlib import Path
 from danlu.adapter.hub import SavedAdapter, is_adapter, read_adapter
 from danlu.architecture.checkpoint import load_model
 from danlu.architecture.hub import model_directory
+from danlu.architecture.scorer import as_scorer
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError
 from danlu.hub_files import local_directory
@@ -29,6 +30,8 @@ def load_pretrained(directory: str | Path, *, trust_remote_code: bool = False, b
         return load_model(directory, trust_remote_code=trust_remote_code, bridge=bridge)
     saved = read_adapter(directory)
     model = load_model(base_directory(saved), trust_remote_code=trust_remote_code, bridge=bridge)
+    if saved.scores:
+        model = as_scorer(model, seed=0)
     saved.attach(model)
     return model
 

@@ -334,3 +334,26 @@ def test_an_adapter_switched_off_is_the_reference() -> None:
     assert not list(bare.parameters())
     assert bare.train().flops(batch.packed, 3) == model.flops(batch.packed, 3)
     assert bare.config is model.config
+
+
+@pytest.mark.parametrize("method", ["reward", "dpo"])
+def test_adapters_learn_from_pairs(tmp_path: Path, method: str) -> None:
+    """Beside a base that is the reference; a reward's head is new, and is trained and saved with the adapter."""
+    start = danlu.train(preferring(tmp_path, {"name": "orpo"}, GPT2, out="start", steps=1)).path / "final"
+    made = preferring(tmp_path, method, steps=STEPS)
+    made["model"] = str(start)
+    made["data"].pop("vocab_size")
+    made["adapter"] = {"name": "lora", "rank": 2}
+    run = danlu.train(made)
+    measured = [row for row in rows(run.path) if "held_out_loss" in row]
+    assert measured[-1]["held_out_loss"] < measured[0]["held_out_loss"]
+    config = json.loads((run.path / "final" / "adapter_config.json").read_text())
+    assert config["task_type"] == ("SEQ_CLS" if method == "reward" else "CAUSAL_LM")
+    if method == "dpo":
+        assert measured[0]["held_out_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    again = {**made, "model": str(run.path / "final"), "adapter": None}
+    more = danlu.train({**again, "method": {"name": method}}, f"run.out={tmp_path / 'more'}", "run.steps=1")
+    if method == "reward":
+        assert rows(more.path)[0]["held_out_loss"] == pytest.approx(measured[-1]["held_out_loss"], rel=1e-5)
+    else:  # whose reference is the base still, without what was learned
+        assert rows(more.path)[0]["held_out_loss"] == pytest.approx(measured[-1]["held_out_loss"], rel=1e-4)

@@ -21,6 +21,7 @@ from danlu.contracts import Method, SequenceModel, Terms
 from danlu.data import deal, pack
 from danlu.engine.guards.words import listed
 from danlu.engine.parallel import Parallel
+from danlu.engine.work import passes
 from danlu.errors import RunError
 from danlu.random import fold, token_keys
 
@@ -73,11 +74,6 @@ class Updater:
         """The model that is trained."""
         return self.models[self.method.roles[0]]
 
-    @property
-    def asked(self) -> list[SequenceModel]:
-        """The models that are not."""
-        return [model for role, model in self.models.items() if role != self.method.roles[0]]
-
     def groups(self, samples: Sequence[Any]) -> list[Batch]:
         """This rank's share of an update's samples as groups: shares cost about the same."""
         return self._dealt(self.method.matched(samples))
@@ -116,7 +112,8 @@ class Updater:
             loss = torch.stack([value / counts[name] for name, value in self.part(batch, outcome.losses).items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**self.part(batch, outcome.metrics), "loss": loss})
-            flops += 2 * self.policy.flops(batch.packed, len(batch.targets)) + self._forward_flops(batch)
+            backward = (passes(self.policy) - 1) * self.policy.flops(batch.packed, len(batch.targets))
+            flops += backward + self.forward_flops(batch)
         self.parallel.end_update(self.policy)
         reports = self.parallel.ranks.gather([sums.as_floats(), flops, told()])
         averages = _over(_sum(sums for sums, _, _ in reports), {**counts, "loss": 1.0})
@@ -189,21 +186,21 @@ class Updater:
         return self._estimated([(groups, packs, self._agree(groups, len(packs)))], fold(self.seed, step))[0]
 
     @torch.no_grad()
-    def _estimated(self, chunks: Iterable[_Chunk], key: int | None) -> tuple[dict[str, float], int]:
+    def _estimated(self, chunks: Iterable[_Chunk], key: int | None) -> tuple[dict[str, float], float]:
         """The method's estimates, each over its count, and this rank's operations for them."""
         if not self.method.estimating:
             return {}, 0
-        models, sums, counts, flops = self.parallel.asked(self.models), _Sums(), Counter[str](), 0
+        models, sums, counts, flops = self.parallel.asked(self.models), _Sums(), Counter[str](), 0.0
         for groups, packs, agreed in chunks:
             for batch in self._turns(packs, groups, agreed.rounds):
                 found = self.method.estimates(models, batch if key is None else keyed(batch, key))
                 sums.add(self.part(batch, found))
-                flops += self._forward_flops(batch if batch.beside is None else batch.beside)
+                flops += self.forward_flops(batch if batch.beside is None else batch.beside)
             counts += agreed.counts
         return _over(_sum(self.parallel.ranks.gather(sums.as_floats())), counts), flops
 
-    def _forward_flops(self, batch: Batch) -> int:
-        """Of every model once."""
+    def forward_flops(self, batch: Batch) -> int:
+        """Operations of asking every model once."""
         return sum(model.flops(batch.packed, len(batch.targets)) for model in self.models.values())
 
     def packs(self, groups: Sequence[Batch]) -> Iterator[Batch]:
