@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,10 +13,10 @@ import torch
 from danlu.adapter.hub import is_adapter
 from danlu.architecture.hub import model_directory
 from danlu.architecture.scorer import as_scorer
+from danlu.beside import bytes_of, mark_of, model_of, models_beside
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
-from danlu.engine.frozen import Bare, freeze
 from danlu.engine.guards.weights import fingerprints, total, trainable
 from danlu.engine.guards.words import listed
 from danlu.engine.parallel import choose
@@ -26,7 +25,6 @@ from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
 from danlu.parts.norm import LayerNorm, RMSNorm
-from danlu.pretrained import load_pretrained
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe, dump_recipe
 from danlu.registry import name_of
@@ -64,9 +62,9 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             _check_fit(recipe, policy.config, data)
             base = _adapted(recipe, policy)
             trainable(policy)
-            asked = _asked(recipe, policy)
+            asked = models_beside(recipe, policy)
             alike = _start(recipe, source, {"weights": policy, **asked}) if ranks.size > 1 else {}
-            starts = {role: _mark(asked.get(role, policy), base) for role in recipe.method.asks}
+            starts = {role: mark_of(asked.get(role, policy), base) for role in recipe.method.asks}
             recompute(policy, recipe.run.recompute)
             run = recipe.run
             parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
@@ -124,15 +122,6 @@ def _resolved(recipe: Recipe, data: Data) -> Recipe:
     return recipe
 
 
-def _model(named: ArchitectureConfig | HubModel, seed: int) -> SequenceModel:
-    """A model that a recipe names, on the host."""
-    if isinstance(named, HubModel):
-        return load_pretrained(named.directory, **named.model_dump(exclude={"path"}))
-    model = named.build()
-    named.initialize(model, seed)
-    return model
-
-
 def _policy(recipe: Recipe) -> SequenceModel:
     """What is trained, with the head that its method needs.
 
@@ -143,7 +132,7 @@ def _policy(recipe: Recipe) -> SequenceModel:
     if isinstance(named, HubModel) and recipe.adapter is not None and is_adapter(named.directory):
         what = "the model is an adapter itself, which is trained on as it is"
         raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
-    policy = _model(named, recipe.run.seed)
+    policy = model_of(named, recipe.run.seed)
     if recipe.method.scoring:
         if policy.adapted is not None and not policy.config.scores:
             what = "the model is an adapter of a language model, which has no head that scores"
@@ -153,56 +142,6 @@ def _policy(recipe: Recipe) -> SequenceModel:
         what = f"the model scores sequences, and {name_of(type(recipe.method))} learns to predict tokens"
         raise RecipeError(what, where="model", do="Give a language model, or set method=reward.")
     return policy
-
-
-def _asked(recipe: Recipe, policy: SequenceModel) -> dict[str, SequenceModel]:
-    """The models that the method asks beside what it trains, on the host; none for what the policy itself can say."""
-    asked = {}
-    for role, way in recipe.method.asks.items():
-        named = recipe.asked(role)
-        if named is not None:
-            model = asked[role] = freeze(_model(named, recipe.run.seed))
-            _check_beside(role, named, model.config, policy.config, recipe)
-        elif way != "model" and policy.adapted is not None:
-            asked[role] = Bare(policy)
-        elif way != "precomputed":
-            asked[role] = freeze(copy.deepcopy(policy))
-    return asked
-
-
-def _mark(model: SequenceModel, base: int | None) -> int | None:
-    """The fingerprint of what a model is made of: of one without its adapter, that of its base."""
-    return base if isinstance(model, Bare) else total(fingerprints(model.parameters()))
-
-
-def _check_beside(
-    role: str,
-    named: ArchitectureConfig | HubModel,
-    config: ArchitectureConfig,
-    policy: ArchitectureConfig,
-    recipe: Recipe,
-) -> None:
-    """A model can be asked about the policy's tokens.
-
-    Raises:
-        RecipeError: when it has others, or fewer positions than the data need.
-    """
-    where = f"model.{role}"
-    if config.vocabulary != policy.vocabulary:
-        what = f"the {role} has {config.vocabulary} tokens, and the policy {policy.vocabulary}"
-        raise RecipeError(what, where=where, do="Give one with the policy's tokenizer.")
-    if config.scores:
-        raise RecipeError(f"the {role} scores sequences, and predicts no tokens", where=where)
-    if config.longest is not None and recipe.data.context > config.longest:
-        what = f"data.context ({recipe.data.context}) exceeds the {role}'s {config.longest} positions"
-        raise RecipeError(what, where=where, do="Lower data.context.")
-    if isinstance(named, HubModel) and isinstance(recipe.policy, HubModel):
-        both = [each.directory / "tokenizer.json" for each in (named, recipe.policy)]
-        if all(file.is_file() for file in both):
-            own, theirs = (Tokenizer.load(file.parent).fingerprint for file in both)
-            if own != theirs:
-                what = f"the {role}'s tokenizer is another than the policy's"
-                raise RecipeError(what, where=where, do="Give one with the policy's tokenizer.")
 
 
 def _adapted(recipe: Recipe, policy: SequenceModel) -> int | None:
@@ -237,16 +176,8 @@ def _fits_whole(recipe: Recipe, ranks: Ranks) -> bool:
     """Whether every rank of a machine may have whole models on the host at once, which is quicker than in turn."""
     if ranks.local_size == 1:
         return True
-    held = sum(map(_bytes_of, (recipe.policy, *(recipe.asked(role) or recipe.policy for role in recipe.method.asks))))
+    held = sum(map(bytes_of, (recipe.policy, *(recipe.asked(role) or recipe.policy for role in recipe.method.asks))))
     return ranks.local_size * held < _ROOMY * psutil.virtual_memory().available
-
-
-def _bytes_of(named: ArchitectureConfig | HubModel) -> int:
-    """How much a model takes on the host, in float32."""
-    if isinstance(named, HubModel):
-        return 2 * sum(file.stat().st_size for file in named.directory.glob("*.safetensors"))
-    with torch.device("meta"):
-        return 4 * sum(p.numel() for p in named.build().parameters())
 
 
 def prepare(model: SequenceModel, device: Device, precision: torch.dtype, *, compiled: bool) -> None:
