@@ -15,7 +15,7 @@ import yaml
 import danlu
 from commands import Answer, Say
 from danlu.data import Tokenizer
-from danlu.recipe import builtin_recipes, load_recipe
+from danlu.reading import builtin_recipes, load_recipe
 from danlu.registry import exported, kinds
 from engine.runs import QWEN3, flip, lines, recipe, step_folder
 

@@ -25,7 +25,8 @@ from danlu.errors import DataError, RecipeError, RunError
 from danlu.experiment import Experiment
 from danlu.method.next_token import NextToken
 from danlu.packed import Packed
-from danlu.recipe import dump_recipe
+from danlu.parts.readout import LogProbs
+from danlu.reading import dump_recipe
 from danlu.sight import Sight
 from danlu.verifying import Checked, gradients, neighbours, processes, runs, serving
 from danlu.verifying.checks import CHECKS

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from danlu.generate import LanguageModel
-    from danlu.recipe import Recipe, load_recipe
+    from danlu.reading import load_recipe
+    from danlu.recipe import Recipe
     from danlu.training import Run, resume, train
     from danlu.verifying import Verification, verify
 
@@ -25,7 +26,7 @@ __all__ = ["LanguageModel", "Recipe", "Run", "Verification", "load", "load_recip
 _HOMES = {
     "LanguageModel": "danlu.generate",
     "Recipe": "danlu.recipe",
-    "load_recipe": "danlu.recipe",
+    "load_recipe": "danlu.reading",
     "Run": "danlu.training",
     "resume": "danlu.training",
     "train": "danlu.training",

@@ -24,7 +24,8 @@ from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
-from danlu.recipe import HubModel, Recipe, dump_recipe
+from danlu.reading import dump_recipe
+from danlu.recipe import HubModel, Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROOMY = 0.5

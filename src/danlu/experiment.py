@@ -28,7 +28,8 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
-from danlu.recipe import HubModel, Recipe, dump_recipe
+from danlu.reading import dump_recipe
+from danlu.recipe import HubModel, Recipe
 
 _MEASUREMENTS = 10
 _UNRENDERED = {"text", "tokens"}

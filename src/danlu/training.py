@@ -24,7 +24,8 @@ from danlu.experiment import Experiment
 from danlu.insight.doctor import Diagnosis, summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
-from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import Recipe
 from danlu.run_facts import data_facts, model_facts, plan, versions
 from danlu.run_folder import (
     begin,

@@ -22,7 +22,7 @@ from danlu.engine.parallel import Mode, Replicated, choose
 from danlu.engine.ranks import ALONE, Ranks, launched
 from danlu.errors import RecipeError, RunError
 from danlu.experiment import Experiment
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from ranks import run_ranks
 
 from .runs import GPT2, QWEN3, experiment, groups, largest_difference, recipe, source

@@ -25,7 +25,7 @@ from danlu.engine.state import optimizer_slots, optimizer_tensors
 from danlu.engine.update import Updater
 from danlu.errors import DanluError
 from danlu.experiment import Experiment
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from ranks import run_ranks
 
 from .runs import QWEN3, flip, groups, recipe

@@ -19,8 +19,9 @@ from danlu.architecture.hub import weight_files
 from danlu.contracts import SequenceModel
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.record import rows_of
-from danlu.errors import RunError
-from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.errors import RunError, UnsupportedError
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import Recipe
 from danlu.training import Run, resume, train
 from danlu.verifying import processes
 from danlu.verifying.gradients import step_gradient
