@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from danlu import require_system
 from danlu.errors import DanluError
 
 app = typer.Typer(
@@ -238,6 +239,7 @@ def _speaks() -> bool:
 
 def _status() -> int:
     try:
+        require_system()
         app()
     except DanluError as error:
         if not error.told or _speaks():  # what all ranks know is said once
