@@ -471,6 +471,7 @@ def test_processes_say_why_they_fail_and_none_stays(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     with pytest.raises(RunError, match=r"2 processes failed: nowhere\.yaml: there is no such recipe"):
         processes.launch(["train", "nowhere.yaml"], 2, 60, tmp_path / "log")
+    assert (tmp_path / "log").read_text().count("there is no such recipe") == 1
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(RunError, match="2 processes did not end within 2 seconds; they wait for each other"):
         processes.launch(["chat", "nowhere"], 2, 2, tmp_path / "log")

@@ -17,8 +17,9 @@ from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
 from danlu.engine.guards.weights import fingerprints, trainable
 from danlu.engine.guards.words import listed
+from danlu.engine.launch import launch_began
 from danlu.engine.parallel import choose
-from danlu.engine.ranks import ALONE, Ranks, launch_began
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.launch import launch_began, leave_word, word_left
 from danlu.engine.lock import LOCK
-from danlu.engine.ranks import launch_began, leave_word, word_left
 from danlu.engine.record import rows_of
 from danlu.errors import RunError
 from danlu.reading import dump_recipe, load_recipe

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from danlu.build import assemble
 from danlu.checking import diagnose
 from danlu.engine.device import device_kind, keep_freed_memory
+from danlu.engine.launch import joined, leave_word, word_left
 from danlu.engine.lock import locked
-from danlu.engine.ranks import Ranks, joined, leave_word, word_left
+from danlu.engine.ranks import Ranks
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
 from danlu.experiment import Experiment

@@ -20,7 +20,7 @@ from danlu.build import assemble
 from danlu.data import DataSource
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.nonfinite import trace_nonfinite
-from danlu.engine.ranks import launched
+from danlu.engine.launch import launched
 from danlu.engine.update import Updater
 from danlu.errors import DanluError, DataError
 from danlu.reading import load_recipe

@@ -18,8 +18,9 @@ from torch import Tensor
 from danlu.build import assemble
 from danlu.data import deal
 from danlu.engine.held import held
+from danlu.engine.launch import launched
 from danlu.engine.parallel import Mode, Replicated, choose
-from danlu.engine.ranks import ALONE, Ranks, launched
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RecipeError, RunError
 from danlu.experiment import Experiment
 from danlu.reading import load_recipe

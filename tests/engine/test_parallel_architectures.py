@@ -11,8 +11,9 @@ from torch import Tensor
 from architecture.bridged import CARRIED, build
 from danlu.architecture.bridge import Bridged
 from danlu.contracts import Batch, SequenceModel
+from danlu.engine.launch import launched
 from danlu.engine.parallel import Mode, Parallel, choose
-from danlu.engine.ranks import ALONE, launched
+from danlu.engine.ranks import ALONE
 from danlu.engine.recompute import Recomputed, recompute
 from danlu.engine.update import Updater
 from danlu.method.next_token import NextToken

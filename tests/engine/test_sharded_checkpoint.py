@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from danlu.build import assemble
 from danlu.contracts import Batch
 from danlu.engine.checkpoint import Checkpoints
-from danlu.engine.ranks import launched
+from danlu.engine.launch import launched
 from danlu.engine.staging import Snapshot
 from danlu.engine.state import optimizer_slots, optimizer_tensors
 from danlu.engine.update import Updater

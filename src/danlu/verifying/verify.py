@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from danlu.engine.ranks import launched
+from danlu.engine.launch import launched
 from danlu.errors import RecipeError
 from danlu.reading import load_recipe
 from danlu.recipe import Recipe
