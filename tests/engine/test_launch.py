@@ -1,4 +1,4 @@
-"""What ranks leave each other in the store of their launch."""
+"""What ranks leave each other in the store of their launch, and what a launch is refused for."""
 
 from __future__ import annotations
 
@@ -15,16 +15,48 @@ import pytest
 import torch.distributed as dist
 
 from danlu.engine import launch, pulse
-from danlu.engine.launch import launched, say_once
+from danlu.engine.launch import joined, launched, say_once
 from danlu.engine.pulse import Pulse
-from danlu.engine.ranks import PATIENCE
-from danlu.errors import RecipeError
+from danlu.engine.ranks import ALONE, PATIENCE
+from danlu.errors import RecipeError, UnsupportedError
 
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+def absent() -> bool:
+    return False
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize(
+    ("device", "without", "lacks"),
+    [
+        ("cpu", "is_available", "torch.distributed"),
+        ("cpu", "is_gloo_available", "gloo"),
+        ("cuda", "is_nccl_available", "gloo or no nccl"),
+    ],
+)
+def test_ranks_that_this_build_of_torch_cannot_have_are_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, without: str, lacks: str
+) -> None:
+    monkeypatch.setattr(dist, without, absent)
+    with pytest.raises(UnsupportedError) as caught, joined(device):
+        pass
+    assert str(caught.value) == (
+        f"this build of torch has no {lacks}, by which 2 processes would talk. "
+        "Start one process, without torchrun, or install a build that has it."
+    )
+
+
+def test_one_process_needs_nothing_to_talk_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_available", absent)
+    with joined("cpu") as ranks:
+        assert ranks == ALONE
+        assert ranks.gather(5) == [5]
 
 
 @pytest.mark.usefixtures("two")

@@ -20,7 +20,7 @@ import xxhash
 from danlu.durations import seconds
 from danlu.engine.pulse import Pulse
 from danlu.engine.ranks import ALONE, PATIENCE, Ranks
-from danlu.errors import RecipeError, RunError
+from danlu.errors import RecipeError, RunError, UnsupportedError
 
 _PATIENCE = "DANLU_PATIENCE"
 """What in the environment sets how long a rank waits for the others."""
@@ -63,6 +63,25 @@ def _patience() -> timedelta:
     raise RecipeError(f"'{text}' is no time to wait for", where=_PATIENCE, do="Write it as 90s, 30m or 2h.")
 
 
+def require_backend(size: int, device: str) -> str:
+    """What several processes talk through: gloo on a CPU, and the accelerator's own besides.
+
+    Args:
+        size: how many processes.
+        device: torch's name of the device type.
+
+    Raises:
+        UnsupportedError: when this build of torch has it not.
+    """
+    wanted = ["torch.distributed"]
+    if dist.is_available():
+        wanted = ["gloo", *([] if device == "cpu" else [dist.get_default_backend_for_device(device)])]
+        if all(dist.is_backend_available(name) for name in wanted):
+            return "gloo" if device == "cpu" else f"cpu:gloo,{device}:{wanted[1]}"
+    what = f"this build of torch has no {' or no '.join(wanted)}, by which {size} processes would talk"
+    raise UnsupportedError(what, do="Start one process, without torchrun, or install a build that has it.")
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """Within, this process belongs to its group.
@@ -72,13 +91,14 @@ def joined(device: str) -> Iterator[Ranks]:
 
     Raises:
         RecipeError: when the environment names no sound group.
+        UnsupportedError: when this build of torch cannot make one.
         RunError: when the others do not come, or are lost.
     """
     ranks = launched()
     if ranks.size == 1 or (dist.is_available() and dist.is_initialized()):  # a script of one's own may have begun it
         yield ranks
         return
-    backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
+    backend = require_backend(ranks.size, device)
     with ExitStack() as stack:
         try:
             if (store := _attempt_store()) is not None:
