@@ -341,8 +341,8 @@ def test_recomputation_that_changes_something_is_found(subject: Subject, monkeyp
 def test_an_export_with_a_wrong_weight_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     export = Experiment.export
 
-    def wrong(made: Experiment, folder: Path) -> None:
-        export(made, folder)
+    def wrong(made: Experiment, folder: Path, *writing: Any) -> None:
+        export(made, folder, *writing)
         file = folder / "model.safetensors"
         weights = load_file(file)
         name = "transformer.h.1.attn.c_attn.weight"
@@ -397,8 +397,8 @@ def test_each_answer_of_a_conversation_is_asked_about(tmp_path: Path, thought: s
 def test_another_template_beside_the_export_is_found(chatting: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     export = Experiment.export
 
-    def wrong(made: Experiment, folder: Path) -> None:
-        export(made, folder)
+    def wrong(made: Experiment, folder: Path, *writing: Any) -> None:
+        export(made, folder, *writing)
         file = folder / "chat_template.jinja"
         file.write_text(file.read_text().replace("assistant\n", "assistant "))
 

@@ -161,6 +161,7 @@ def test_a_full_disk_ends_all_ranks_with_one_sentence(
         ballast.unlink()
         if status:
             assert len(said) == 1
+            assert "See its traceback" not in said[0]
             launch(folder, mode, "resume", run)
         same(run, straight[mode][0])
     finally:

@@ -192,14 +192,17 @@ def _carry_out(
                 raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}".strip()) from error
             raise
         if reason == "done":
-            with _writing(run, "the end of the run"):
-                experiment.export(run / "final")
+            experiment.export(run / "final", lambda: _writing(run, "the end of the run"))
         if (now := data_facts(experiment)) != told:  # what was read only later
             recorder.event("data", **now)
         recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
-        with _writing(run, "the end of the run"):
-            ranks.lead(lambda: str(write_report(run)))
+        ranks.lead(lambda: _report(run))
         return Run(run, reason, ranks.lead(lambda: last_metrics(run)))
+
+
+def _report(run: Path) -> None:
+    with _writing(run, "the end of the run"):
+        write_report(run)
 
 
 def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: Recipe) -> None:

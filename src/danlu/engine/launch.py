@@ -27,6 +27,8 @@ _PATIENCE = "DANLU_PATIENCE"
 _WORD = "danlu-word"
 _TURN = timedelta(seconds=5)
 """How long a rank leaves it to another to say what both have to say."""
+_LOOK = 0.05
+"""Seconds between two looks at what was said."""
 _groups_left: list[Ranks] = []
 """Groups that this process has belonged to, and left."""
 
@@ -186,8 +188,8 @@ def _falls_to(store: dist.Store, key: str, *, leads: bool) -> bool:
 
 
 def _said(store: dist.Store, key: str) -> bool:
-    try:
-        store.wait([key], _TURN)
-    except RuntimeError:
-        return False
-    return True
+    """Whether it was said within one turn."""
+    until = time.monotonic() + _TURN.total_seconds()
+    while not (said := store.check([key])) and time.monotonic() < until:
+        time.sleep(_LOOK)  # the store's own way to wait complains where it waits in vain
+    return said
