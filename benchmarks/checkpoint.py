@@ -14,6 +14,7 @@ from benchmarks import inputs, settings
 from benchmarks.common import Facts, Spread, child, environment, interleave, mebibytes, say, yes
 from benchmarks.results import Table
 from benchmarks.settings import CHECKPOINT_STALL, Options
+from benchmarks.updates import compiled, update
 
 if TYPE_CHECKING:
     from danlu.engine.checkpoint import Written
@@ -76,14 +77,8 @@ def _row(precision: str, side: str, found: Facts) -> list[str]:
 
 def measure(recipe: dict[str, Any], repeats: int, folder: str) -> Facts:
     """In a child: seconds of windows of updates, of each side in turn, and what the checkpoints said of themselves."""
-    from danlu.build import assemble
-    from danlu.engine.device import keep_freed_memory
-    from danlu.parts.compiled import compilation
-    from danlu.recipe import load_recipe
-
-    keep_freed_memory()  # as `danlu.train` does
-    with compilation(True), tempfile.TemporaryDirectory(dir=folder) as home:
-        trial = _Trial(assemble(load_recipe(recipe)), Path(home))
+    with compiled(recipe) as experiment, tempfile.TemporaryDirectory(dir=folder) as home:
+        trial = _Trial(experiment, Path(home))
         trial.window(WARM_UP)
         num_bytes = trial.save()
         updates = max(2, math.ceil(WINDOW / (trial.window(2) / 2)))
@@ -94,7 +89,6 @@ def measure(recipe: dict[str, Any], repeats: int, folder: str) -> Facts:
         }
         trial.told.clear()
         found = interleave(sides, repeats, quiet=True)
-        trial.experiment.close()
     written = {ASIDE: trial.told[0::2], BLOCKING: trial.told[1::2]}
     return {
         "bytes": num_bytes,
@@ -124,9 +118,7 @@ class _Trial:
         for act in before:
             act()
         for _ in range(updates):
-            self.updater.gradient(self.groups, 0)
-            self.updater.clip()
-            self.updater.move(settings.LEARNING_RATE)
+            update(self.updater, self.groups)
             self.experiment.device.synchronize()
         seconds = time.perf_counter() - start
         self.checkpoints.wait()

@@ -22,7 +22,7 @@ from danlu.contracts import Answers, Method, Outcome
 from danlu.errors import DataError, RecipeError
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from danlu.training import train
 from data.conftest import sentence
 from engine.runs import lines

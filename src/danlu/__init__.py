@@ -12,11 +12,15 @@ Example:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+from danlu.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.generate import LanguageModel
-    from danlu.recipe import Recipe, load_recipe
+    from danlu.reading import load_recipe
+    from danlu.recipe import Recipe
     from danlu.training import Run, resume, train
     from danlu.verifying import Verification, verify
 
@@ -25,13 +29,24 @@ __all__ = ["LanguageModel", "Recipe", "Run", "Verification", "load", "load_recip
 _HOMES = {
     "LanguageModel": "danlu.generate",
     "Recipe": "danlu.recipe",
-    "load_recipe": "danlu.recipe",
+    "load_recipe": "danlu.reading",
     "Run": "danlu.training",
     "resume": "danlu.training",
     "train": "danlu.training",
     "Verification": "danlu.verifying",
     "verify": "danlu.verifying",
 }
+_SYSTEM = os.name
+
+
+def require_system() -> None:
+    """See that this is a system that Danlu runs on: its locks, links and signals are those of POSIX.
+
+    Raises:
+        UnsupportedError: when it is another.
+    """
+    if _SYSTEM != "posix":
+        raise UnsupportedError("Danlu runs on Linux and macOS", do="On Windows, use it within WSL.")
 
 
 def load(path: Any, *, trust_remote_code: bool = False) -> LanguageModel:
@@ -41,6 +56,7 @@ def load(path: Any, *, trust_remote_code: bool = False) -> LanguageModel:
         path: the directory, or `hub:org/name`.
         trust_remote_code: whether Python code that comes with the checkpoint may run.
     """
+    require_system()
     from danlu.generate import LanguageModel
 
     return LanguageModel.load(path, trust_remote_code=trust_remote_code)
@@ -49,6 +65,7 @@ def load(path: Any, *, trust_remote_code: bool = False) -> LanguageModel:
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: `import danlu` itself is quick."""
     if name in _HOMES:
+        require_system()
         import importlib
 
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -19,14 +19,16 @@ from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
 from danlu.engine.guards.weights import fingerprints, total, trainable
 from danlu.engine.guards.words import listed
+from danlu.engine.launch import launch_began
 from danlu.engine.parallel import choose
-from danlu.engine.ranks import ALONE, Ranks, launch_began
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.random import place_key
-from danlu.recipe import HubModel, Recipe, dump_recipe
+from danlu.reading import dump_recipe
+from danlu.recipe import HubModel, Recipe
 from danlu.registry import name_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,7 +16,8 @@ from danlu.data.encoder import digest_of
 from danlu.data.rows import content, raw_rows
 from danlu.errors import DataError
 from danlu.insight.doctor import Diagnosis, Row, examine
-from danlu.recipe import Recipe, load_recipe
+from danlu.reading import load_recipe
+from danlu.recipe import Recipe
 
 _SPREAD = 8
 """How many places of the files a sample of rows is taken from."""

@@ -23,7 +23,7 @@ from danlu.engine.ranks import ALONE, Ranks, launched
 from danlu.engine.record import Recorder
 from danlu.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from danlu.method.dpo import DPO
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from ranks import run_ranks
 
 from .runs import (

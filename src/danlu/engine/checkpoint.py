@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch.distributed as dist
+
 from danlu.engine import folders
 from danlu.engine.manifest import Entry, read_manifest, require_whole, sync, write_manifest
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.staging import STATE, Snapshot, Stage
-from danlu.errors import CheckpointError, RunError
+from danlu.errors import CheckpointError, RunError, UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.engine.stored import Saved
@@ -142,7 +144,11 @@ class Checkpoints:
         Raises:
             CheckpointError: when there is none, or a file of it is absent, cut short or altered; the one before is
             named.
+            UnsupportedError: when this build of torch cannot read any.
         """
+        if not dist.is_available():
+            what = "this build of torch has no torch.distributed, by which checkpoints are read"
+            raise UnsupportedError(what, do="Install a build that has it.")
         from danlu.engine.stored import Saved  # brings half a second of imports, which only reading needs
 
         self.wait()

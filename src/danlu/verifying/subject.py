@@ -18,7 +18,8 @@ from danlu.contracts import Method, SequenceModel
 from danlu.engine.update import Updater, keyed
 from danlu.experiment import Experiment
 from danlu.random import fold
-from danlu.recipe import HubModel, Recipe, dump_recipe, load_recipe
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import HubModel, Recipe
 
 _FEWEST, _MOST = 2, 8
 """Samples that are looked at."""

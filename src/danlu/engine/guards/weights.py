@@ -6,7 +6,6 @@ modulo 2^64: exact, the same in any order of summation, and another when one ele
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.engine.guards.words import listed
+from danlu.engine.held import held
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError, UnsupportedError
 
@@ -41,17 +41,8 @@ def fingerprints(parameters: Iterable[Tensor]) -> list[int]:
 
     All are read from the device at once.
     """
-    found = [_fingerprint(local(parameter)) for parameter in parameters]
+    found = [_fingerprint(held(parameter)) for parameter in parameters]
     return torch.stack(found).tolist() if found else []
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this rank."""
-    if "torch.distributed.tensor" not in sys.modules:  # a slow import, and nothing can be sharded before it
-        return tensor
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
@@ -94,7 +85,7 @@ class Motion:
         names = [name for name, has in zip(self._parameters, moved, strict=True) if not has]
         if not names:
             return None
-        pulled = [bool(g is not None and local(g).count_nonzero()) for g in (self._parameters[n].grad for n in names)]
+        pulled = [bool(g is not None and held(g).count_nonzero()) for g in (self._parameters[n].grad for n in names)]
         pulled = [any(anywhere) for anywhere in zip(*self._ranks.gather(pulled), strict=True)]
         return _unmoved(
             self._after,
