@@ -19,7 +19,8 @@ from danlu.batch import Batch
 from danlu.build import assemble
 from danlu.contracts import SequenceModel
 from danlu.engine.frozen import Bare
-from danlu.engine.ranks import ALONE, Ranks, launched
+from danlu.engine.launch import launched
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Recorder
 from danlu.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from danlu.method.dpo import DPO
