@@ -10,12 +10,14 @@ from typing import Any
 import psutil
 import torch
 
+from danlu import fingerprint
 from danlu.adapter.hub import is_adapter
+from danlu.adapter.quantizing import quantized_kind
 from danlu.architecture.hub import model_directory
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
-from danlu.engine.guards.weights import fingerprints, total, trainable
+from danlu.engine.guards.weights import fingerprints, trainable
 from danlu.engine.guards.words import listed
 from danlu.engine.parallel import choose
 from danlu.engine.ranks import ALONE, Ranks, launch_began
@@ -23,7 +25,8 @@ from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
 from danlu.parts.norm import LayerNorm, RMSNorm
-from danlu.pretrained import load_pretrained
+from danlu.parts.quantized import require
+from danlu.pretrained import Pretrained, read_pretrained
 from danlu.random import place_key
 from danlu.recipe import HubModel, Recipe, dump_recipe
 
@@ -54,15 +57,18 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             recipe = _resolved(recipe, data)
             roomy = _fits_whole(recipe, ranks)
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
-            policy = _model(recipe)
+            read = _model(recipe, device)
+            policy, base = read.model, read.base
             _check_fit(recipe, policy.config, data)
-            base = _adapted(recipe, policy)
+            if recipe.adapter is not None:
+                recipe.adapter.attach(policy, seed=recipe.run.seed)
             trainable(policy)
-            alike = _start(recipe, source, policy) if ranks.size > 1 else {}
+            alike = _start(recipe, source, read) if ranks.size > 1 else {}
             recompute(policy, recipe.run.recompute)
             arm(policy, precision, compiled=recipe.run.compile)
             run = recipe.run
-            parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
+            mode = "ddp" if run.parallel == "auto" and quantized_kind(policy) else run.parallel
+            parallel = choose(mode, ranks, policy, device.memory_bytes, ring=run.context_parallel)
             parallel.lay_out(policy, device.torch)
         _require_alike(ranks, alike)
         experiment = Experiment(recipe, device, data, source, policy, parallel, began, base)
@@ -70,12 +76,12 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     return experiment
 
 
-def _start(recipe: Recipe, source: DataSource, policy: SequenceModel) -> dict[str, Any]:
+def _start(recipe: Recipe, source: DataSource, read: Pretrained) -> dict[str, Any]:
     """What is the same on every rank where a run is one run."""
     return {
         "recipes": dump_recipe(recipe),
         "data": source.state_dict(),
-        "weights": total(fingerprints(policy.parameters())),
+        "weights": [read.base, fingerprint.total(fingerprints(read.model.parameters()))],
     }
 
 
@@ -106,29 +112,29 @@ def _resolved(recipe: Recipe, data: Data) -> Recipe:
     )
 
 
-def _model(recipe: Recipe) -> SequenceModel:
-    """The model that a recipe names, on the host."""
-    if isinstance(recipe.model, HubModel):
-        if recipe.adapter is not None and is_adapter(recipe.model.directory):
-            what = "the model is an adapter itself, which is trained on as it is"
-            raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
-        policy = load_pretrained(recipe.model.directory, **recipe.model.model_dump(exclude={"path"}))
-    else:
-        policy = recipe.model.build()
-        recipe.model.initialize(policy, recipe.run.seed)
-    return policy
-
-
-def _adapted(recipe: Recipe, policy: SequenceModel) -> int | None:
-    """Put the recipe's adapter into the model; the fingerprint of what it stands on, None where there is no adapter."""
-    if recipe.adapter is not None:
-        base = total(fingerprints(policy.parameters()))
-        recipe.adapter.attach(policy, seed=recipe.run.seed)
-        return base
-    if policy.adapted is not None:
-        held = dict(policy.named_parameters())
-        return total(fingerprints(held[name] for name in policy.hub_names()))
-    return None
+def _model(recipe: Recipe, device: Device) -> Pretrained:
+    """The model that a recipe names, on the host; the adapter that it is to be given is not in it yet."""
+    named = recipe.model
+    if not isinstance(named, HubModel):
+        policy = named.build()
+        named.initialize(policy, recipe.run.seed)
+        return Pretrained(policy, None)
+    adapted = is_adapter(named.directory)
+    if recipe.adapter is not None and adapted:
+        what = "the model is an adapter itself, which is trained on as it is"
+        raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
+    if named.quantize is not None:
+        if recipe.adapter is None and not adapted:
+            what = "a quantised base cannot be trained itself"
+            raise RecipeError(what, where="model.quantize", do="Set adapter=lora, or leave model.quantize out.")
+        require(named.quantize, device.torch)
+    return read_pretrained(
+        named.directory,
+        trust_remote_code=named.trust_remote_code,
+        bridge=named.bridge,
+        quantize=named.quantize,
+        fingerprinted=recipe.adapter is not None,
+    )
 
 
 @contextmanager

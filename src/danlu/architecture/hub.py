@@ -65,6 +65,9 @@ def read_config(directory: Path) -> ArchitectureConfig:
     if kind is None:
         known = f"Known: {', '.join(sorted(kinds))}."
         raise UnsupportedError(f"no architecture is of model_type {config.get('model_type')!r}", where=file, do=known)
+    if config.get("quantization_config"):
+        do = "Use a checkpoint in floating point."
+        raise UnsupportedError("the checkpoint's weights are quantised", where=file, do=do)
     try:
         read: ArchitectureConfig = kind.from_hub(config)
         with torch.device("meta"):
