@@ -19,7 +19,7 @@ import danlu
 from commands import Say
 from danlu.contracts import Outcome
 from danlu.data.chat import Chat
-from danlu.engine.loop import Loop
+from danlu.engine.history import History
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RecipeError, RunError
 from danlu.experiment import Experiment
@@ -280,28 +280,28 @@ def test_a_single_accelerator_has_no_second_rank(subject: Subject, monkeypatch: 
     assert (checked.verdict, checked.sentence) == ("does not apply", "There is one cuda device here.")
 
 
-def lose_averages(loop: Loop) -> None:
-    for state in loop.updater.optimizer.state.values():
+def lose_averages(history: History) -> None:
+    for state in history.updater.optimizer.state.values():
         state["exp_avg_sq"].zero_()
 
 
-def lose_the_place(loop: Loop) -> None:
-    loop.source.draw()
+def lose_the_place(history: History) -> None:
+    history.source.draw()
 
 
 @pytest.mark.parametrize("lose", [lose_averages, lose_the_place])
 def test_a_resume_that_loses_something_is_found(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Loop], None]
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, lose: Callable[[History], None]
 ) -> None:
     assert runs.resuming(subject).verdict == "holds"
-    restore = Loop.restore
+    restore = History.restore
 
-    def restored(loop: Loop, *given: Any) -> Any:
-        step = restore(loop, *given)
-        lose(loop)
+    def restored(history: History, *given: Any) -> Any:
+        step = restore(history, *given)
+        lose(history)
         return step
 
-    monkeypatch.setattr(Loop, "restore", restored)
+    monkeypatch.setattr(History, "restore", restored)
     fails(runs.resuming, subject, r"^\d+ of \d+ differ, '(model|optimizer)/.*' first\.$")
 
 

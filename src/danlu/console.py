@@ -14,6 +14,7 @@ from rich.table import Table
 
 from danlu.engine.record import json_line, rows_of
 from danlu.errors import RecipeError, did_you_mean
+from danlu.units import memory
 
 if TYPE_CHECKING:
     from danlu.training import Run
@@ -73,11 +74,7 @@ class Console:
         elif kind == "ranks":
             self._progress.print(f"{event['size']} ranks, {event['parallel']}")
         elif kind == "model":
-            trained = event["trainable"]
-            part = (
-                "" if trained == event["parameters"] else f", {trained:,} trained ({trained / event['parameters']:.2%})"
-            )
-            self._progress.print(f"{event['architecture']}: {event['parameters']:,} parameters{part}")
+            self._progress.print(_trained(event))
 
     def close(self) -> None:
         """See `Listener`."""
@@ -103,6 +100,16 @@ def _told(data: Mapping[str, Any]) -> str:
         f"{data['samples']:,} samples{so_far}{f' ({odd})' if odd else ''}; "
         f"{data['held_out_samples']:,} held out; vocabulary {data['vocab_size']:,}"
     )
+
+
+def _trained(model: Mapping[str, Any]) -> str:
+    """What is trained, on a line."""
+    whole, trained = model["parameters"], model["trainable"]
+    line = f"{model['architecture']}: {whole:,} parameters"
+    if trained == whole:
+        return line
+    saved = f"{memory(model['saved_bytes'])} of gradients and averages saved, {model['passes'] / 3:.0%} of the products"
+    return f"{line}, {trained:,} ({trained / whole:.2%}) trained; {saved}"
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:

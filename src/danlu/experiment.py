@@ -22,6 +22,7 @@ from danlu.engine.device import Device
 from danlu.engine.guarding import Guards
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.repeats import Repeats
+from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import Ranks
@@ -97,6 +98,15 @@ class Experiment:
             Repeats(settings.epochs, steps=settings.steps),
             lambda message, step: recorder.event("warning", step=step, message=message),
         )
+        history = History(
+            updater=updater,
+            source=self.source,
+            guards=guards,
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
+            recorder=recorder,
+            keep=settings.keep_checkpoints,
+            identity={"recipe": dump_recipe(recipe), "base": self.base},
+        )
         return Loop(
             updater=updater,
             source=self.source,
@@ -108,15 +118,13 @@ class Experiment:
                 epochs=settings.epochs,
                 eval_every=every,
                 checkpoint_every=settings.checkpoint_every or every,
-                keep_checkpoints=settings.keep_checkpoints,
                 lr=recipe.optimizer.lr,
             ),
-            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
+            history=history,
             recorder=recorder,
             guards=guards,
             continuations=self.continuations,
             stopping=stopping,
-            identity={"recipe": dump_recipe(recipe)},
         )
 
     def updater(self) -> Updater:

@@ -10,22 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from danlu.engine.work import passes
 from danlu.experiment import Experiment
+from danlu.registry import name_of
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
     """What would run: sizes, the first step, the least it could take."""
     policy, data = experiment.policy, experiment.data
     parameters = sum(p.numel() for p in policy.parameters())
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     groups = [experiment.recipe.method.group(sample) for sample in experiment.source.draw()]
     packs = list(experiment.updater().packs(groups))
-    flops = sum(3 * policy.flops(b.packed, len(b.targets)) for b in packs)
+    flops = sum(passes(policy) * policy.flops(b.packed, len(b.targets)) for b in packs)
     tokens = sum(len(b) for b in packs)
     peak = experiment.device.peak_flops(policy.compute_dtype)
     return {
         "device": experiment.device.name,
         "architecture": policy.config.model_type,
         "parameters": parameters,
+        "trained_parameters": trained,
         "train_documents": data.train.num_documents,
         "train_samples": data.train.expected[0],
         "train_tokens": data.train.expected[1],
@@ -33,7 +37,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
         "vocabulary": data.tokenizer.vocab_size,
         "steps": experiment.steps,
         "first_step": {"samples": len(groups), "tokens": tokens, "packs": len(packs)},
-        "weights_gradients_optimizer_bytes": 4 * parameters * 4,
+        "weights_gradients_optimizer_bytes": 4 * (parameters + 3 * trained),
         "seconds_at_least": experiment.steps * flops / peak,
     }
 
@@ -78,10 +82,18 @@ def data_facts(experiment: Experiment) -> dict[str, Any]:
 
 
 def model_facts(experiment: Experiment) -> dict[str, Any]:
-    """What is trained."""
-    parameters = list(experiment.policy.parameters())
+    """What is trained, and what it saves that the rest is not: gradients, averages, products."""
+    parameters, recipe = list(experiment.policy.parameters()), experiment.recipe
+    whole, trained = (sum(p.numel() for p in some) for some in (parameters, (p for p in parameters if p.requires_grad)))
+    saved = {"saved_bytes": _KEPT_BYTES * (whole - trained), "passes": round(passes(experiment.policy), 3)}
     return {
         "architecture": experiment.policy.config.model_type,
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": whole,
+        "trainable": trained,
+        **({} if recipe.adapter is None else {"adapter": name_of(type(recipe.adapter))}),
+        **(saved if trained < whole else {}),
     }
+
+
+_KEPT_BYTES = 12
+"""Of each trained number: its gradient and two averages, in float32."""

@@ -161,11 +161,11 @@ def _carry_out(
         stack.callback(recorder.close)
         stopping = stack.enter_context(_signals())
         loop = experiment.loop(run, recorder, stopping)
-        stack.callback(loop.checkpoints.close)
+        stack.callback(loop.history.checkpoints.close)
         if resuming:
-            restored = loop.restore(step)
+            restored = loop.history.restore(step)
             ranks.wait()  # for what any of them may have against it, before what is later goes
-            loop.checkpoints.forget_after(restored, loop.progress.best_step, recipe.run.keep_checkpoints)
+            loop.history.forget_later()
             ranks.lead(lambda: _take_up(run, restored, loop.progress.time, recorder, recipe))
             leave_word(str(run))
             recorder.event("resume", step=restored, steps=experiment.steps)

@@ -136,8 +136,9 @@ def pointed(run: Path, name: str) -> int:
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    """The model that came out."""
-    return load_file(run / "final" / "model.safetensors")
+    """The model that came out, or the adapter."""
+    (file,) = (run / "final").glob("*.safetensors")
+    return load_file(file)
 
 
 def state(run: Path, step: int) -> dict[str, Tensor]:

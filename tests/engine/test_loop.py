@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 import danlu
+from danlu.engine import staging
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.errors import DataError, RunError
@@ -146,6 +150,30 @@ def test_a_best_that_gave_way_to_one_that_is_undone_is_best_no_more(
     assert (checkpoints(run), pointed(run, "best")) == ([8, 10, 12], 12)
 
 
+def test_a_best_that_could_not_be_written_leaves_the_best_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = itertools.chain([9.0, 3.0, 1.0], itertools.repeat(5.0))  # at steps 0, 2, 4 ..: that of 4 is not written
+    monkeypatch.setattr(Updater, "measure", lambda *_: {"loss": next(told)})
+    plain = staging.save_tensors
+
+    def save(tensors: Any, path: Path, *bounds: Any) -> None:
+        if path.parent.name.endswith("step-00000004"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(tensors, path, *bounds)
+
+    monkeypatch.setattr(staging, "save_tensors", save)
+    with pytest.raises(RunError, match="the checkpoint of step 4 could not be written: No space left on device"):
+        danlu.train(recipe(tmp_path, eval_every=2))
+    run = tmp_path / "run"
+    assert 4 not in checkpoints(run)
+    assert (checkpoints(run)[-1] > 4, pointed(run, "best")) == (True, 2)
+    saved = Checkpoints(run / "checkpoints").load().state["progress"]
+    assert (saved["best_step"], saved["best_loss"]) == (2, 3.0)
+    danlu.resume(run)
+    assert pointed(run, "best") == 2
+
+
 def test_without_held_out_data_there_is_no_best(tmp_path: Path) -> None:
     made = recipe(tmp_path, steps=3)
     made["data"]["held_out"] = None
@@ -232,7 +260,7 @@ def test_a_fault_in_what_comes_later_leaves_a_checkpoint_of_the_last_update(tmp_
     with pytest.raises(DataError, match=r"some\.jsonl:7: the line is not JSON"):
         loop.run()
     assert checkpoints(tmp_path / "run") == [3]
-    assert loop.checkpoints.load(None).state["source"] == before.state_dict()
+    assert loop.history.checkpoints.load(None).state["source"] == before.state_dict()
 
 
 def test_data_that_end_early_end_the_run_as_it_should_end(tmp_path: Path) -> None:

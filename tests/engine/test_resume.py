@@ -272,7 +272,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished: Path) -> None:
     parts = experiment(recipe(finished.parent, {**QWEN3, "num_hidden_layers": 1}))
     loop = parts.loop(finished, Recorder(finished), lambda: None)
     with pytest.raises(CheckpointError, match="another model"):
-        loop.restore()
+        loop.history.restore()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Written:
 class Checkpoints:
     """The checkpoints of one run: ``step-N`` folders, and links `last` and `best` to two of them.
 
-    All ranks call the same methods in the same order; `fault`, `finished` and `steps` are each one's own.
+    All ranks call the same methods in the same order; `failed`, `finished` and `steps` are each one's own.
 
     Args:
         folder: where they are; one that all ranks see.
@@ -100,9 +100,9 @@ class Checkpoints:
         if fault is not None:
             raise fault
 
-    def fault(self) -> str | None:
-        """What the last could not be written by, if that is known by now; `wait` raises it."""
-        return None if self._fault is None else str(self._fault)
+    def failed(self) -> bool:
+        """Whether it is known by now that the last could not be written; `wait` raises why."""
+        return self._fault is not None
 
     def finished(self) -> list[Written]:
         """The checkpoints that came to be there since this was asked last."""

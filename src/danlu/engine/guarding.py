@@ -53,12 +53,15 @@ class Guards:
         self._troubled = 0
         self._motion: Motion | None = None
 
-    def begin(self, checkpoints: Path, num_bytes: int, keep: int, present: int) -> None:
-        """Look at what will be compared, and at the disk, before the first update of a session."""
+    def begin(self) -> None:
+        """Look at what will be compared, before the first update of a session."""
         if self._config.unmoved_after is not None:
             self._motion = Motion(
                 self._updater.policy, after=self._config.unmoved_after, ranks=self._updater.parallel.ranks
             )
+
+    def before_checkpoints(self, checkpoints: Path, num_bytes: int, keep: int, present: int) -> None:
+        """Look whether all checkpoints that there will be at once have room; see `danlu.engine.guards.disk.crowded`."""
         if told := crowded(checkpoints, num_bytes, keep, present):
             self._say(told, 0)
 

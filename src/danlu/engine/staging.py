@@ -48,9 +48,14 @@ class Snapshot:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that it takes on disk, of all ranks together; names and bounds of tensors, a small part, left out."""
-        tensors = [tensor for named in self.tensors.values() for tensor in named.values()]
-        return sum(t.numel() * t.element_size() for t in tensors) + len(json.dumps(self.state))
+        """See `bytes_on_disk`."""
+        return bytes_on_disk(self.tensors, self.state)
+
+
+def bytes_on_disk(tensors: Tensors, state: Mapping[str, Any]) -> int:
+    """What a snapshot takes, of all ranks together; names and bounds of tensors, a small part, left out."""
+    every = [tensor for named in tensors.values() for tensor in named.values()]
+    return sum(t.numel() * t.element_size() for t in every) + len(json.dumps(state))
 
 
 class Stage:

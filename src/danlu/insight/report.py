@@ -101,8 +101,8 @@ def _key_facts(record: Record) -> tuple[Fact, ...]:
     parameters = model.number("parameters") if model else None
     if model and parameters is not None:
         trainable = model.number("trainable")
-        whole = trainable is None or trainable == parameters
-        facts.append(Fact("Parameters", count(parameters), "" if whole else f"{count(trainable or 0.0)} trained"))
+        part = "" if trainable in (None, parameters) else f"{count(trainable)} trained ({trainable / parameters:.2%})"
+        facts.append(Fact("Parameters", count(parameters), part))
     return tuple(fact for fact in facts if fact)
 
 
