@@ -116,8 +116,11 @@ def dequantized(
         made: Tensor = functional.int8_vectorwise_dequant(codes, scales).to(dtype)
         return made
     narrow = dtype if dtype in _NARROW else torch.float32
-    out = torch.empty(outputs, inputs, dtype=narrow, device=codes.device)
-    return functional.dequantize_4bit(codes, absmax=scales, out=out, blocksize=_BLOCK, quant_type=kind).to(dtype)
+    state = functional.QuantState(
+        scales, shape=torch.Size([outputs, inputs]), blocksize=_BLOCK, quant_type=kind, dtype=narrow
+    )
+    made = functional.dequantize_4bit(codes, state)
+    return made.to(dtype)
 
 
 @dequantized.register_fake
