@@ -15,14 +15,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from danlu.exporting import Exported, export
     from danlu.generate import LanguageModel
     from danlu.recipe import Recipe, load_recipe
     from danlu.training import Run, resume, train
     from danlu.verifying import Verification, verify
 
-__all__ = ["LanguageModel", "Recipe", "Run", "Verification", "load", "load_recipe", "resume", "train", "verify"]
+__all__ = [
+    "Exported",
+    "LanguageModel",
+    "Recipe",
+    "Run",
+    "Verification",
+    "export",
+    "load",
+    "load_recipe",
+    "resume",
+    "train",
+    "verify",
+]
 
 _HOMES = {
+    "Exported": "danlu.exporting",
+    "export": "danlu.exporting",
     "LanguageModel": "danlu.generate",
     "Recipe": "danlu.recipe",
     "load_recipe": "danlu.recipe",

@@ -123,6 +123,40 @@ def generate(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint or an adapter.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The directory to write, which must not exist.")],
+    step: Annotated[int | None, typer.Option(help="The run's checkpoint of that step instead of its end.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Put the adapter into its base: one whole checkpoint.")
+    ] = False,
+    delta_from: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Write what a fine-tune adds to its base, as a LoRA.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of that LoRA.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Modules that it carries whole, as norm or lm_head.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of what is written: fp32, bf16, fp16.")] = "fp32",
+    trust: Annotated[bool, _TRUST] = False,
+) -> None:
+    """Write what came of training for others to load: whole, merged, or as an adapter of low rank."""
+    from danlu.export_terminal import export_model
+
+    export_model(
+        model,
+        out,
+        step=step,
+        merge=merge,
+        delta_from=delta_from,
+        rank=rank,
+        also=also or (),
+        dtype=dtype,
+        trust_remote_code=trust,
+    )
+
+
+@app.command()
 def check(
     recipe: Annotated[str, _RECIPE],
     overrides: Annotated[list[str] | None, _OVERRIDES] = None,

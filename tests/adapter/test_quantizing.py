@@ -26,6 +26,7 @@ from danlu.parts.quantized import Quantization, Quantized, num_bytes, num_weight
 from danlu.pretrained import load_pretrained
 from danlu.recipe import load_recipe
 from engine.runs import QWEN3, assert_same_run, largest_difference, recipe
+from ranks import run_ranks
 
 pytest.importorskip("bitsandbytes")
 KINDS = get_args(Quantization)
