@@ -28,7 +28,7 @@ from danlu.architecture.hub import weight_names
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from danlu.exporting import export
-from danlu.fingerprint import of_model
+from danlu.fingerprint import model_fingerprint
 from danlu.pretrained import load_pretrained
 from danlu.tensor_file import load_tensors
 from engine.runs import QWEN3, recipe
@@ -48,7 +48,7 @@ def transformers_logits(directory: Path) -> Tensor:
 def adapter(where: str, folder: Path, **fields: Any) -> SequenceModel:
     """A stirred LoRA in `folder / "adapter"` over a base in `folder / "base"`; the model that wears it."""
     model = base(where, folder / "base")
-    mark = of_model(model)
+    mark = model_fingerprint(model)
     attached = LoRA(**{"rank": 2, **fields}).attach(model)
     stirred(model)
     save_adapter(attached, folder / "adapter", base=str(folder / "base"), fingerprint=mark)

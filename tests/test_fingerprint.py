@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adapter.bases import checkpoint
 from danlu.adapter.lora import LoRA
 from danlu.architecture.checkpoint import load_model
-from danlu.fingerprint import fingerprints, of_model, total
+from danlu.fingerprint import fingerprints, model_fingerprint, total
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 
@@ -70,11 +70,11 @@ def test_a_checkpoint_has_one_fingerprint_whoever_runs_it_and_whatever_stands_be
 ) -> None:
     folder = checkpoint(name, tmp_path)
     ours, theirs = load_model(folder), load_model(folder, bridge=True)
-    found = of_model(ours)
+    found = model_fingerprint(ours)
     assert type(ours) is not type(theirs)
-    assert of_model(theirs) == found
+    assert model_fingerprint(theirs) == found
     LoRA(rank=1).attach(ours)
-    assert of_model(ours) == found
+    assert model_fingerprint(ours) == found
     with torch.no_grad():
         next(ours.parameters()).view(-1)[3] += 1e-3
-    assert of_model(ours) != found
+    assert model_fingerprint(ours) != found

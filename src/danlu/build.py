@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 import torch
 
-from danlu import fingerprint
 from danlu.adapter.hub import is_adapter
 from danlu.adapter.quantizing import quantized_kind
 from danlu.architecture.hub import model_directory
@@ -24,6 +23,7 @@ from danlu.engine.ranks import ALONE, Ranks, launch_began
 from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
+from danlu.fingerprint import total
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.parts.quantized import require
 from danlu.pretrained import Pretrained, read_pretrained
@@ -81,7 +81,7 @@ def _start(recipe: Recipe, source: DataSource, read: Pretrained) -> dict[str, An
     return {
         "recipes": dump_recipe(recipe),
         "data": source.state_dict(),
-        "weights": [read.base, fingerprint.total(fingerprints(read.model.parameters()))],
+        "weights": [read.base, total(fingerprints(read.model.parameters()))],
     }
 
 

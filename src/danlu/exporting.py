@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 
-from danlu import fingerprint
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.difference import RankError, difference
 from danlu.adapter.hub import is_adapter, read_adapter, recast, save_adapter
@@ -25,6 +24,7 @@ from danlu.contracts import SequenceModel
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.history import require_base, trained
 from danlu.errors import CheckpointError, RecipeError, RunError
+from danlu.fingerprint import model_fingerprint
 from danlu.hub_files import local_directory, read_json
 from danlu.pretrained import base_directory, load_pretrained, named_base
 from danlu.run_folder import recipe_of, require_checkpoint
@@ -223,7 +223,7 @@ def _write_difference(
     tuned = load_pretrained(source, trust_remote_code=trust_remote_code)
     _merged(tuned)
     network = load_model(base, trust_remote_code=trust_remote_code)
-    mark = fingerprint.of_model(network)
+    mark = model_fingerprint(network)
     found = difference(tuned, network, rank, also, heard=heard)
     named = {name: p.detach().to(dtype) for name, p in network.named_parameters()}
     save_adapter(found.attached, folder, base=named_base(str(base)), fingerprint=mark, weights=named)

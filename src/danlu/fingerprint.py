@@ -29,7 +29,7 @@ def total(values: Sequence[int]) -> int:
     return sum((2 * i + 1) * value for i, value in enumerate(values)) % 2**64
 
 
-def of_model(model: SequenceModel) -> int:
+def model_fingerprint(model: SequenceModel) -> int:
     """That of a model's own weights, an adapter's left out: as hub files name and turn them, whoever's code runs them.
 
     Args:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danlu import fingerprint
 from danlu.adapter.hub import SavedAdapter, is_adapter, read_adapter
 from danlu.adapter.quantizing import quantize as quantize_blocks
 from danlu.architecture.checkpoint import load_model
 from danlu.architecture.hub import model_directory
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
+from danlu.fingerprint import model_fingerprint
 from danlu.hub_files import local_directory
 from danlu.parts.quantized import Quantization
 
@@ -86,7 +86,7 @@ def read_pretrained(
     saved = read_adapter(directory) if is_adapter(directory) else None
     where = directory if saved is None else base_directory(saved)
     model = load_model(where, trust_remote_code=trust_remote_code, bridge=bridge)
-    base = fingerprint.of_model(model) if fingerprinted or saved is not None else None
+    base = model_fingerprint(model) if fingerprinted or saved is not None else None
     if quantize is not None:
         quantize_blocks(model, quantize)
     if saved is not None:

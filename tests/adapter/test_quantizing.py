@@ -21,7 +21,7 @@ from danlu.adapter.targets import is_transposed, linears
 from danlu.contracts import SequenceModel
 from danlu.engine.work import passes
 from danlu.errors import RecipeError, UnsupportedError
-from danlu.fingerprint import of_model
+from danlu.fingerprint import model_fingerprint
 from danlu.parts.quantized import Quantization, Quantized, num_bytes, num_weights
 from danlu.pretrained import load_pretrained
 from danlu.recipe import load_recipe
@@ -147,7 +147,7 @@ def test_a_run_over_it_comes_close_and_names_its_base(folder: Path, tmp_path: Pa
         losses.append(run.metrics["held_out_loss"])
         marks.append(read_adapter(run.path / "final").fingerprint)
         assert len(danlu.load(run.path / "final").generate(["the"], max_new_tokens=2)) == 1
-    whole = of_model(load_pretrained(folder / "base" / "final"))
+    whole = model_fingerprint(load_pretrained(folder / "base" / "final"))
     assert marks == [whole] * 3
     assert losses[0] != losses[1] == pytest.approx(losses[0], abs=2e-3)
     assert losses[1] != losses[2] == pytest.approx(losses[0], abs=5e-2)

@@ -199,11 +199,11 @@ def test_a_checkpoint_is_read_where_its_adapter_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "number"), SAVED)
 def test_an_adapter_of_another_base_is_refused_where_it_is_read(name: str, number: int, tmp_path: Path) -> None:
-    from danlu.fingerprint import of_model
+    from danlu.fingerprint import model_fingerprint
     from danlu.pretrained import load_pretrained
 
     model = base("llama", tmp_path / "base")
-    mark = of_model(model)
+    mark = model_fingerprint(model)
     attached = fitting(made(name, number), model).attach(model)
     save_adapter(attached, tmp_path / "adapter", base=str(tmp_path / "base"), fingerprint=mark)
     for bridge in (False, True):

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from danlu import fingerprint
 from danlu.engine.guards.words import listed
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError, UnsupportedError
+from danlu.fingerprint import fingerprints as of_tensors
+from danlu.fingerprint import total
 
 
 def trainable(model: nn.Module) -> int:
@@ -30,7 +31,7 @@ def trainable(model: nn.Module) -> int:
 
 def fingerprints(parameters: Iterable[Tensor]) -> list[int]:
     """Each parameter's `danlu.fingerprint`; of one that is sharded, this rank's part's."""
-    return fingerprint.fingerprints(local(parameter) for parameter in parameters)
+    return of_tensors(local(parameter) for parameter in parameters)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def same_weights(model: nn.Module, ranks: Ranks) -> None:
         return
     names = [name for name, _ in model.named_parameters()]
     mine = fingerprints(model.parameters())
-    totals = ranks.gather(fingerprint.total(mine))
+    totals = ranks.gather(total(mine))
     if len(set(totals)) == 1:
         return
     for name, each in zip(names, zip(*ranks.gather(mine), strict=True), strict=True):
