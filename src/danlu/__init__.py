@@ -49,16 +49,17 @@ _HOMES = {
 }
 
 
-def load(path: Any, *, trust_remote_code: bool = False) -> LanguageModel:
+def load(path: Any, *, adapters: Any = (), trust_remote_code: bool = False) -> LanguageModel:
     """A model and its tokenizer from a directory in hub format, ready to generate and to score.
 
     Args:
         path: the directory, or `hub:org/name`.
+        adapters: directories of adapters to put on it, by the names that they are chosen by, or a list of them.
         trust_remote_code: whether Python code that comes with the checkpoint may run.
     """
     from danlu.generate import LanguageModel
 
-    return LanguageModel.load(path, trust_remote_code=trust_remote_code)
+    return LanguageModel.load(path, adapters=adapters, trust_remote_code=trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:
