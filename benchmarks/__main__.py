@@ -16,7 +16,7 @@ from benchmarks.settings import Options
 
 NAMES = (
     *("startup", "dropout", "data", "first_step", "checkpoint", "guards", "mfu", "ring", "parallel"),
-    *("sft", "lora", "throughput", "lengths"),
+    *("sft", "lora", "throughput", "lengths", "tuning"),
 )
 """The quickest first."""
 

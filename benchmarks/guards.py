@@ -1,13 +1,12 @@
-"""What guards cost: the same run with them and without, update by update in turn."""
+"""What guards cost: the time a run spends in them, as a share of its updates."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,92 +16,65 @@ from benchmarks.common import Facts, Spread, child, environment, interleave, say
 from benchmarks.results import Table
 from benchmarks.settings import GUARDS, Options
 
-REPEATS = 3
+REPEATS = 2
 UPDATES = 20
 WARM_UP = 3
-ON, OFF = "guards on", "guards off"
-SIDES = {ON: (), OFF: ("run.guards.spike=ignore", "run.guards.unmoved_after=null", "run.guards.same_weights=false")}
-"""Everything that can be switched off; that nothing moves by a gradient that is not finite cannot."""
+ASKED = ("begin", "before_checkpoints", "judge", "taken", "turned", "before_checkpoint", "ended")
+"""Where the loop turns to its guards."""
 
 
 def run(options: Options, scratch: Path) -> list[Table]:
-    """Two runs of one process, each waiting for the other after every update."""
+    """One run a repeat and a precision, with everything that is on by default."""
     steps = WARM_UP + options.updates(UPDATES)
     data = both.make("gsm8k", options, scratch, steps)
     rows, raw = [], {}
     for precision in options.precisions:
         say(f" {precision}")
         given = both.recipe(
-            data, precision=precision, compiled=False, steps=steps, device=options.device, threads=options.threads
+            data, precision=precision, compiled=True, steps=steps, device=options.device, threads=options.threads
         )
 
-        def measure(first: str, given: dict[str, Any] = given) -> Facts:
-            order = [first, *(side for side in SIDES if side != first)]
-            return child(in_turn, env=environment(options, scratch), recipe=given, order=order)
+        def measure(given: dict[str, Any] = given) -> Facts:
+            return child(guarded, env=environment(options, scratch), recipe=given)
 
-        raw[precision] = interleave({side: partial(measure, side) for side in SIDES}, options.rounds(REPEATS))
+        raw[precision] = interleave({"guards": measure}, options.rounds(REPEATS))["guards"]
         rows.append(_row(precision, raw[precision]))
     notes = [
-        f"{data['parameters'] / 1e6:.1f} M parameters, uncompiled, {settings.STEP_SAMPLES} samples an update; "
-        f"{WARM_UP} updates warm up, then {steps - WARM_UP} count, from the end of one to the end of the next.",
-        "Both runs are threads of one process that take turns, so what the machine does besides falls on both alike; "
-        "a repeat is two such processes, in each of which another side goes first.",
-        "Means of all updates, those included in which guards look at all weights.",
+        f"{data['parameters'] / 1e6:.1f} M parameters, compiled, {settings.STEP_SAMPLES} samples an update; a run has "
+        f"{steps} updates, of which the first {WARM_UP} are not counted as updates, while all of its guards' time is.",
+        "In all: every call of the loop to its guards, with the looks at all weights that a run takes once or twice, "
+        "however long it is. An update: the calls that each update makes, their median.",
     ]
-    columns = ["precision", *(f"{side}, s" for side in SIDES), "more, %", "target %", "met"]
+    columns = ["precision", "update, s", "guards in all, s", "guards an update, ms", "share, %", "target %", "met"]
     return [Table("Guards", columns, rows, notes, raw)]
 
 
-def _row(precision: str, found: dict[str, list[Facts]]) -> list[str]:
-    """Of the processes by which side went first, and each one's seconds of every update by side."""
-    repeats = list(zip(*found.values(), strict=True))
-    seconds = {
-        side: [statistics.fmean(s for f in pair for s in f[side][WARM_UP:]) for pair in repeats] for side in SIDES
-    }
-    more = Spread.of([on / off - 1 for on, off in zip(seconds[ON], seconds[OFF], strict=True)])
+def _row(precision: str, found: list[Facts]) -> list[str]:
+    updates = [statistics.median(f["updates"][WARM_UP:]) for f in found]
+    all_of_it = [sum(sum(spent) for spent in f["guards"].values()) for f in found]
+    each = [sum(statistics.median(f["guards"][name]) for name in ("judge", "taken", "turned")) for f in found]
+    whole = [sum(f["updates"][WARM_UP:]) for f in found]
+    share = Spread.ratio(all_of_it, whole)
     return [
         precision,
-        *(Spread.of(seconds[side]).show(3) for side in SIDES),
-        f"{100 * more.median:.2f} ({100 * more.low:.2f}–{100 * more.high:.2f})",
+        Spread.of(updates).show(3),
+        Spread.of(all_of_it).show(3),
+        Spread.of([1e3 * seconds for seconds in each]).show(3),
+        f"{100 * share.median:.2f} ({100 * share.low:.2f}–{100 * share.high:.2f})",
         f"{100 * (GUARDS.most or 0):g}",
-        yes(GUARDS.met(more.median)),
+        yes(GUARDS.met(share.median)),
     ]
 
 
-class Baton:
-    """Goes from one run to the other after every update."""
+class Updates:
+    """A run's listener: takes the time of each of its updates."""
 
-    def __init__(self, sides: Sequence[str]) -> None:
-        self._left, self._holder, self._change = list(sides), sides[0], threading.Condition()
-
-    def take(self, side: str) -> None:
-        """Wait for one's turn."""
-        with self._change:
-            self._change.wait_for(lambda: self._holder == side)
-
-    def hand_on(self, side: str, *, last: bool = False) -> None:
-        """End one's turn, for ever when it is the last."""
-        with self._change:
-            following = self._left[(self._left.index(side) + 1) % len(self._left)]
-            if last:
-                self._left.remove(side)
-            self._holder = following
-            self._change.notify_all()
-
-
-class Turns:
-    """A run's listener: takes the time of each of its updates, and waits while the other has its turn."""
-
-    def __init__(self, side: str, baton: Baton) -> None:
-        self.side, self.baton, self.seconds = side, baton, list[float]()
-        self._began = time.perf_counter()
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         if "loss" in row:
-            self.seconds.append(time.perf_counter() - self._began)
-            self.baton.hand_on(self.side)
-            self.baton.take(self.side)
-            self._began = time.perf_counter()
+            self.seconds.append(row["seconds"])
 
     def event(self, event: Mapping[str, Any]) -> None:
         pass
@@ -111,32 +83,27 @@ class Turns:
         pass
 
 
-def in_turn(recipe: dict[str, Any], order: list[str]) -> Facts:
-    """In a child: seconds of every update, by side."""
+def guarded(recipe: dict[str, Any]) -> Facts:
+    """In a child: the seconds of every update, and of every call to the guards by its name."""
     from danlu import train
+    from danlu.engine.guarding import Guards
 
-    baton = Baton(order)
-    turns = {side: Turns(side, baton) for side in order}
-    faults: list[BaseException] = []
+    spent: dict[str, list[float]] = {name: [] for name in ASKED}
 
-    def one(side: str, overrides: tuple[str, ...], out: str) -> None:
-        baton.take(side)
-        try:
-            train(recipe, *overrides, f"run.out={out}", listeners=[turns[side]])
-        except BaseException as fault:
-            faults.append(fault)
-        finally:
-            baton.hand_on(side, last=True)
+    def timed(name: str, asked: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(asked)
+        def ask(*given: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return asked(*given, **named)
+            finally:
+                spent[name].append(time.perf_counter() - start)
 
+        return ask
+
+    for name in ASKED:
+        setattr(Guards, name, timed(name, getattr(Guards, name)))
+    updates = Updates()
     with tempfile.TemporaryDirectory() as folder:
-        threads = [
-            threading.Thread(target=one, args=(side, SIDES[side], f"{folder}/{number}"))
-            for number, side in enumerate(order)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if faults:
-        raise faults[0]
-    return {side: turn.seconds for side, turn in turns.items()}
+        train(recipe, f"run.out={folder}/run", listeners=[updates])
+    return {"updates": updates.seconds, "guards": spent}

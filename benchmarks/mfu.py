@@ -5,16 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import inputs as both
-from benchmarks import settings
 from benchmarks.common import Facts, child, environment, interleave, say, yes
 from benchmarks.results import Table
 from benchmarks.settings import MFU, PACK_TOKENS, Options
+from benchmarks.updates import compiled, update
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from danlu.batch import Batch
     from danlu.data import Corpus
     from danlu.engine.device import Device
-    from danlu.engine.update import Updater
+    from danlu.engine.update import Measured
     from danlu.experiment import Experiment
 
 UPDATES = 10
@@ -94,26 +94,22 @@ def _row(precision: str, what: str, found: Facts) -> list[str]:
 
 def measure(recipe: dict[str, Any], updates: int) -> Facts:
     """In a child: updates on either kind of pack, the products alone, and the peak, in turn."""
-    from danlu.engine.device import keep_freed_memory
-    from danlu.parts.compiled import compilation
-
-    keep_freed_memory()  # as `danlu.train` does
-    with compilation(True):
-        experiment, updater, packs = _prepare(recipe, WARM_UP + updates)
+    with compiled(recipe) as experiment:
+        updater, packs = experiment.updater(), _packs(experiment, WARM_UP + updates)
         dtype, device = experiment.policy.compute_dtype, experiment.device
         flops: dict[str, list[int]] = {name: [] for name in packs}
 
-        def update(name: str) -> float:
+        def timed(name: str) -> float:
             start = time.perf_counter()
-            flops[name].append(_update(updater, next(packs[name])))
+            flops[name].append(_flops(update(updater, next(packs[name]))))
             device.synchronize()
             return time.perf_counter() - start
 
         products = _products(experiment)
         sides: dict[str, Callable[[], Any]] = {
-            DOCUMENTS: lambda: update(DOCUMENTS),
+            DOCUMENTS: lambda: timed(DOCUMENTS),
             "peak": lambda: _square_products(dtype, device),
-            DOCUMENT: lambda: update(DOCUMENT),
+            DOCUMENT: lambda: timed(DOCUMENT),
             PRODUCTS: lambda: _time_products(products, dtype, device),
         }
         interleave(sides, WARM_UP, quiet=True)
@@ -131,20 +127,16 @@ def profile(recipe: dict[str, Any], updates: int) -> Facts:
     from torch._inductor import config
     from torch.profiler import ProfilerActivity
 
-    from danlu.engine.device import keep_freed_memory
-    from danlu.parts.compiled import compilation
-
     config.cpp.enable_kernel_profile = True  # name the compiled kernels, too
-    keep_freed_memory()
-    with compilation(True):
-        experiment, updater, packs = _prepare(recipe, WARM_UP + PROFILED)
+    with compiled(recipe) as experiment:
+        updater, packs = experiment.updater(), _packs(experiment, WARM_UP + PROFILED)
         for _ in range(WARM_UP):
-            _update(updater, next(packs[DOCUMENTS]))
+            update(updater, next(packs[DOCUMENTS]))
         on_cpu = experiment.device.kind == "cpu"
         activities = [ProfilerActivity.CPU, *([] if on_cpu else [ProfilerActivity.CUDA])]
         with torch.profiler.profile(activities=activities) as profiler:
             for _ in range(PROFILED):
-                _update(updater, next(packs[DOCUMENTS]))
+                update(updater, next(packs[DOCUMENTS]))
             experiment.device.synchronize()
     events = profiler.key_averages()
     spent = [(e.key, e.self_cpu_time_total if on_cpu else e.self_device_time_total, e.count) for e in events]
@@ -161,27 +153,21 @@ def _profile_table(precision: str, found: Facts) -> Table:
     return Table(f"Profile, {precision}", columns, rows, ["Own time, without that of operators inside."], operators)
 
 
-def _prepare(recipe: dict[str, Any], updates: int) -> tuple[Experiment, Updater, dict[str, Any]]:
-    from danlu.build import assemble
+def _packs(experiment: Experiment, updates: int) -> dict[str, Iterator[list[Batch]]]:
+    """The groups of so many updates, of either kind."""
     from danlu.data import Collection
-    from danlu.recipe import load_recipe
 
-    experiment = assemble(load_recipe(recipe))
-    updater = experiment.updater()
     group = experiment.recipe.method.group
     collection = experiment.data.train
     assert isinstance(collection, Collection)
     corpus = collection.whole()
     filled = [[group(s) for s in pack] for pack in _full_packs(corpus, updates)]
     whole = [[group(_joined(pack))] for pack in _full_packs(corpus, updates)]
-    return experiment, updater, {DOCUMENTS: iter(filled), DOCUMENT: iter(whole)}
+    return {DOCUMENTS: iter(filled), DOCUMENT: iter(whole)}
 
 
-def _update(updater: Updater, groups: Sequence[Batch]) -> int:
-    """One update, as the loop takes it; its matrix-product operations."""
-    measured = updater.gradient(groups, 0)
-    updater.clip()
-    updater.move(settings.LEARNING_RATE)
+def _flops(measured: Measured) -> int:
+    """The matrix-product operations of an update of one pack."""
     assert measured.packs == 1
     return int(measured.flops)
 

@@ -89,12 +89,13 @@ def measure(shape: dict[str, Any], length: int, ranks: int, rank: int, store: st
 
     from danlu.engine.context import ProcessRing, Ringed
     from danlu.engine.device import keep_freed_memory
+    from danlu.engine.ranks import Ranks
 
     torch.set_num_threads(threads)
     keep_freed_memory()
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     model = _model(shape)
-    policy = model if ranks == 1 else Ringed(model, ProcessRing.of(dist.group.WORLD))
+    policy = model if ranks == 1 else Ringed(model, ProcessRing.of(Ranks(rank, ranks), dist.group.WORLD))
     _learn(policy, WARM_UP_ROWS)
     before = psutil.Process().memory_info().rss
     dist.barrier()

@@ -93,7 +93,7 @@ GUARDS = Target(most=0.01)
 FIRST_STEP_SECONDS = Target(most=20.0)
 STARTUP_SECONDS = Target(most=0.3)
 CHECKPOINT_STALL = Target(most=5.0)
-"""How much longer a run takes by a checkpoint, in percent of an update."""
+"""How long a run waits for a checkpoint, in percent of an update."""
 
 
 @dataclass(frozen=True)

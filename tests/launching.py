@@ -25,16 +25,17 @@ class Launch:
         arguments: of `danlu`.
         size: how many ranks.
         restarts: how often `torchrun` may begin anew when one is lost.
+        patience: how long a rank waits for the others.
     """
 
-    def __init__(self, *arguments: str | Path, size: int = 2, restarts: int = 0) -> None:
+    def __init__(self, *arguments: str | Path, size: int = 2, restarts: int = 0, patience: str = "1h") -> None:
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}", f"--max-restarts={restarts}"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", *torchrun, "-m", "danlu", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1", "DANLU_PATIENCE": patience},
         )
         self._until = time.monotonic() + PATIENCE
 

@@ -10,7 +10,7 @@ import danlu
 from danlu.build import assemble
 from danlu.data import Tokenizer
 from danlu.errors import CheckpointError, DanluError, DataError, RecipeError, UnsupportedError
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from engine.runs import GPT2, QWEN3, experiment, groups, recipe, weights
 
 

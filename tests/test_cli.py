@@ -15,7 +15,8 @@ import yaml
 import danlu
 from commands import Answer, Say
 from danlu.data import Tokenizer
-from danlu.recipe import builtin_recipes, load_recipe
+from danlu.errors import UnsupportedError
+from danlu.reading import builtin_recipes, load_recipe
 from danlu.registry import exported, kinds
 from engine.runs import QWEN3, flip, lines, recipe, step_folder
 
@@ -31,6 +32,16 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path, QWEN3, eval_every=6, prompts=["the"], prompt_tokens=3)))
     return path
+
+
+def test_on_another_system_it_says_so(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(danlu, "_SYSTEM", "nt")
+    answer = say("list")
+    sentence = "Danlu runs on Linux and macOS. On Windows, use it within WSL."
+    assert (answer.status, answer.out, answer.err) == (1, "", f"danlu: {sentence}\n")
+    for ask in (lambda: danlu.train, lambda: danlu.load("model")):
+        with pytest.raises(UnsupportedError, match="^Danlu runs on Linux and macOS"):
+            ask()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from danlu.commented import commented_recipe
 from danlu.config import Config
 from danlu.errors import RecipeError
-from danlu.recipe import HubModel, Recipe, builtin_recipes, dump_recipe, load_recipe, recipe_text
+from danlu.reading import builtin_recipes, dump_recipe, load_recipe, recipe_text
+from danlu.recipe import HubModel, Recipe
 from danlu.registry import exported, lookup
 from danlu.yaml_text import to_yaml
 

@@ -12,7 +12,8 @@ import danlu
 from danlu.config import Config
 from danlu.data import Part
 from danlu.errors import RecipeError
-from danlu.recipe import HubModel, Recipe, _kind, dump_recipe, load_recipe
+from danlu.reading import _kind, dump_recipe, load_recipe
+from danlu.recipe import HubModel, Recipe
 from danlu.registry import exported
 from danlu.resuming import RULES, changes, refuse_or_tell, rule_of
 from danlu.yaml_text import parse_value

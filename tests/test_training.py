@@ -14,7 +14,7 @@ import yaml
 import danlu
 from danlu import training
 from danlu.errors import DanluError, RunError
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from engine.runs import GPT2, QWEN3, checkpoints, lines, recipe, rows, steps
 from engine.test_checkpoint import no_file_larger_than
 

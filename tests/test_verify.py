@@ -25,7 +25,8 @@ from danlu.errors import DataError, RecipeError, RunError
 from danlu.experiment import Experiment
 from danlu.method.next_token import NextToken
 from danlu.packed import Packed
-from danlu.recipe import dump_recipe
+from danlu.parts.readout import LogProbs
+from danlu.reading import dump_recipe
 from danlu.sight import Sight
 from danlu.verifying import Checked, gradients, neighbours, processes, runs, serving
 from danlu.verifying.checks import CHECKS
@@ -45,7 +46,8 @@ def alone(arguments: Sequence[str], count: int, seconds: float, log: Path) -> No
     assert seconds > 0
     command, file, *overrides = arguments
     assert command == "train"
-    danlu.train(file, *(each for each in overrides if not each.startswith("run.parallel")))
+    several = ("run.parallel=", "run.context_parallel=")
+    danlu.train(file, *(each for each in overrides if not each.startswith(several)))
 
 
 def changing(change: Callable[[Tensor], Tensor]) -> Callable[[Any, str], None]:
@@ -250,8 +252,8 @@ def refused(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("launch", "words"),
     [
-        (other_seed, "^With run.parallel=ddp the loss is another|^With run.parallel=ddp '"),
-        (other_rate, r"^With run\.parallel=(ddp|zero3) '.*' ends elsewhere\.$"),
+        (other_seed, "^With WAY the loss is another|^With WAY '"),
+        (other_rate, r"^With WAY '.*' ends elsewhere\.$"),
         (averaged, "the norm of the gradient is another"),
         (refused, "^2 processes failed: rank 1 lost the others.$"),
     ],
@@ -260,24 +262,48 @@ def test_ranks_that_do_not_agree_are_found(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, launch: Any, words: str
 ) -> None:
     monkeypatch.setattr(processes, "launch", launch)
-    fails(runs.one_process_equals_two, subject, words)
+    fails(runs.one_process_equals_two, subject, words.replace("WAY", r"run\.parallel=(ddp|zero3)"))
+    fails(runs.ring_equals_one_process, subject, words.replace("WAY", r"run\.context_parallel=2"))
+
+
+def test_a_method_that_asks_for_more_than_sums_has_no_ring(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(method: Any, models: Any, batch: Any) -> Outcome:
+        (values,) = models["policy"](batch.packed, [LogProbs(batch.targets)])
+        return Outcome({"nll": -values.sum()}, {})
+
+    monkeypatch.setattr(NextToken, "loss", loss)
+    checked = runs.ring_equals_one_process(subject)
+    assert checked.verdict == "does not apply"
+    assert checked.sentence.startswith("LogProbs has no answer that adds up over ranks which hold some rows each. ")
+    assert runs.one_process_equals_two(subject).verdict == "holds"
 
 
 def test_two_processes_end_as_one_in_the_mode_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with prepared(danlu.load_recipe(recipe(tmp_path, DROPPING), ["run.parallel=zero3"]), tmp_path) as made:
-        checked = runs.one_process_equals_two(made)
-    assert checked.verdict == "holds", checked
-    assert checked.error < 0.1 * checked.tolerance
-    assert "ddp" not in checked.measured
+        modes, ring = runs.one_process_equals_two(made), runs.ring_equals_one_process(made)
+    for checked in (modes, ring):
+        assert checked.verdict == "holds", checked
+        assert 0 < checked.error < 0.1 * checked.tolerance
+    assert "ddp" not in modes.measured
 
 
 def test_a_single_accelerator_has_no_second_rank(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     device = replace(subject.experiment.device, kind="cuda")
     single = replace(subject, experiment=replace(subject.experiment, device=device))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    checked = runs.one_process_equals_two(single)
-    assert (checked.verdict, checked.sentence) == ("does not apply", "There is one cuda device here.")
+    for check in (runs.one_process_equals_two, runs.ring_equals_one_process):
+        checked = check(single)
+        assert (checked.verdict, checked.sentence) == ("does not apply", "There is one cuda device here.")
+
+
+def test_a_build_that_knows_no_processes_has_no_second(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    for check in (runs.one_process_equals_two, runs.ring_equals_one_process):
+        checked = check(subject)
+        assert checked.verdict == "does not apply"
+        words = "This build of torch has no torch.distributed, by which 2 processes would talk."
+        assert checked.sentence == words
 
 
 def lose_averages(history: History) -> None:
@@ -315,8 +341,8 @@ def test_recomputation_that_changes_something_is_found(subject: Subject, monkeyp
 def test_an_export_with_a_wrong_weight_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     export = Experiment.export
 
-    def wrong(made: Experiment, folder: Path) -> None:
-        export(made, folder)
+    def wrong(made: Experiment, folder: Path, *writing: Any) -> None:
+        export(made, folder, *writing)
         file = folder / "model.safetensors"
         weights = load_file(file)
         name = "transformer.h.1.attn.c_attn.weight"
@@ -371,8 +397,8 @@ def test_each_answer_of_a_conversation_is_asked_about(tmp_path: Path, thought: s
 def test_another_template_beside_the_export_is_found(chatting: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     export = Experiment.export
 
-    def wrong(made: Experiment, folder: Path) -> None:
-        export(made, folder)
+    def wrong(made: Experiment, folder: Path, *writing: Any) -> None:
+        export(made, folder, *writing)
         file = folder / "chat_template.jinja"
         file.write_text(file.read_text().replace("assistant\n", "assistant "))
 
@@ -458,7 +484,7 @@ def test_on_the_command_line(
         "check  ",
         "2 processes failed: rank 1 lost the others.",
         "does not apply",
-        "1 of 8 checks fail: qwen3, 5",
+        "2 of 9 checks fail: qwen3, 5",
     ):
         assert words in out
     answer = say("verify", file, "data.train=nowhere.txt")
@@ -470,6 +496,7 @@ def test_processes_say_why_they_fail_and_none_stays(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     with pytest.raises(RunError, match=r"2 processes failed: nowhere\.yaml: there is no such recipe"):
         processes.launch(["train", "nowhere.yaml"], 2, 60, tmp_path / "log")
+    assert (tmp_path / "log").read_text().count("there is no such recipe") == 1
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(RunError, match="2 processes did not end within 2 seconds; they wait for each other"):
         processes.launch(["chat", "nowhere"], 2, 2, tmp_path / "log")

@@ -110,6 +110,30 @@ def test_a_signal_ends_all_ranks_with_a_checkpoint(
     same(run, straight[mode][0])
 
 
+@pytest.mark.parametrize("layout", [*MODES, "ring"])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_rank_that_hangs_is_named_and_the_run_goes_on_by_itself(folder: Path, layout: str, rank: int) -> None:
+    """Stopped at a random moment, of three; `torchrun` ends it and begins anew when another has ended."""
+    run = folder / f"hangs {layout} {rank}"
+    ways = ["run.parallel=ddp", "run.context_parallel=3"] if layout == "ring" else [f"run.parallel={layout}"]
+    randomness = random.Random(10 * rank + len(layout))
+    command = ("train", folder / "recipe.yaml", f"run.out={run}", *ways)
+    with Launch(*command, size=3, restarts=1, patience="15s") as launched:
+        launched.wait(lambda: max(checkpoints(run), default=0) >= 4)
+        until = time.monotonic() + randomness.uniform(0, 2)
+        launched.wait(lambda: time.monotonic() > until)
+        assert launched.send(signal.SIGSTOP, rank)
+        status, _, err = launched.end()
+    no_traceback(err)
+    assert status == 0, err
+    said = [line for line in err.splitlines() if line.startswith("danlu: ")]
+    assert said
+    for line in said:
+        assert f"lost rank {rank}, which gives no sign of life: " in line
+    assert steps(run) == list(range(STEPS + 1))
+    assert [event["reason"] for event in lines(run / "events.jsonl") if event["kind"] == "end"] == ["done"]
+
+
 @pytest.mark.parametrize("room", [900_000, 1_100_000, 1_300_000])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_full_disk_ends_all_ranks_with_one_sentence(
@@ -137,6 +161,7 @@ def test_a_full_disk_ends_all_ranks_with_one_sentence(
         ballast.unlink()
         if status:
             assert len(said) == 1
+            assert "See its traceback" not in said[0]
             launch(folder, mode, "resume", run)
         same(run, straight[mode][0])
     finally:

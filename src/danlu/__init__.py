@@ -12,12 +12,16 @@ Example:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+from danlu.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.exporting import Exported, export
     from danlu.generate import LanguageModel
-    from danlu.recipe import Recipe, load_recipe
+    from danlu.reading import load_recipe
+    from danlu.recipe import Recipe
     from danlu.training import Run, resume, train
     from danlu.verifying import Verification, verify
 
@@ -40,13 +44,24 @@ _HOMES = {
     "export": "danlu.exporting",
     "LanguageModel": "danlu.generate",
     "Recipe": "danlu.recipe",
-    "load_recipe": "danlu.recipe",
+    "load_recipe": "danlu.reading",
     "Run": "danlu.training",
     "resume": "danlu.training",
     "train": "danlu.training",
     "Verification": "danlu.verifying",
     "verify": "danlu.verifying",
 }
+_SYSTEM = os.name
+
+
+def require_system() -> None:
+    """See that this is a system that Danlu runs on: its locks, links and signals are those of POSIX.
+
+    Raises:
+        UnsupportedError: when it is another.
+    """
+    if _SYSTEM != "posix":
+        raise UnsupportedError("Danlu runs on Linux and macOS", do="On Windows, use it within WSL.")
 
 
 def load(path: Any, *, adapters: Any = (), trust_remote_code: bool = False) -> LanguageModel:
@@ -57,6 +72,7 @@ def load(path: Any, *, adapters: Any = (), trust_remote_code: bool = False) -> L
         adapters: directories of adapters to put on it, by the names that they are chosen by, or a list of them.
         trust_remote_code: whether Python code that comes with the checkpoint may run.
     """
+    require_system()
     from danlu.generate import LanguageModel
 
     return LanguageModel.load(path, adapters=adapters, trust_remote_code=trust_remote_code)
@@ -65,6 +81,7 @@ def load(path: Any, *, adapters: Any = (), trust_remote_code: bool = False) -> L
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: `import danlu` itself is quick."""
     if name in _HOMES:
+        require_system()
         import importlib
 
         return getattr(importlib.import_module(_HOMES[name]), name)

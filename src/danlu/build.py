@@ -18,8 +18,9 @@ from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
 from danlu.engine.guards.weights import fingerprints, trainable
 from danlu.engine.guards.words import listed
+from danlu.engine.launch import launch_began
 from danlu.engine.parallel import choose
-from danlu.engine.ranks import ALONE, Ranks, launch_began
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
@@ -28,7 +29,8 @@ from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.parts.quantized import require
 from danlu.pretrained import Pretrained, read_pretrained
 from danlu.random import place_key
-from danlu.recipe import HubModel, Recipe, dump_recipe
+from danlu.reading import dump_recipe
+from danlu.recipe import HubModel, Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROOMY = 0.5
@@ -49,7 +51,9 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     precision = _precision(recipe, device)
     with ranks.one_by_one():
-        data = build_data(_own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe))
+        data = build_data(
+            _own(recipe.data, ranks), recipe.run.seed, model_tokenizer(recipe), learns_from=recipe.method.learns_from
+        )
     with _closed_on_fault(data):
         source = data.source(recipe.data, seed=recipe.run.seed, epochs=recipe.run.epochs)
         with ranks.together():

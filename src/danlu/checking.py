@@ -16,7 +16,8 @@ from danlu.data.encoder import digest_of
 from danlu.data.rows import content, raw_rows
 from danlu.errors import DataError
 from danlu.insight.doctor import Diagnosis, Row, examine
-from danlu.recipe import Recipe, load_recipe
+from danlu.reading import load_recipe
+from danlu.recipe import Recipe
 
 _SPREAD = 8
 """How many places of the files a sample of rows is taken from."""
@@ -35,7 +36,9 @@ def check(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, rows
             the diagnosis.
     """
     loaded = load_recipe(recipe, overrides)
-    return diagnose(loaded, open_documents(loaded.data, loaded.run.seed, model_tokenizer(loaded)), rows)
+    learns_from = loaded.method.learns_from
+    documents = open_documents(loaded.data, loaded.run.seed, model_tokenizer(loaded), learns_from=learns_from)
+    return diagnose(loaded, documents, rows)
 
 
 def diagnose(recipe: Recipe, documents: Documents, rows: int | None = None) -> Diagnosis:
@@ -85,7 +88,7 @@ def _rows_of_chunk(collection: Collection, number: int) -> Iterator[tuple[bool, 
             shape, document = read
             tokens = encoder.encode(document, where)
             held_out = collection.rules.holds_out(digest_of(content(document)))
-            yield held_out, Row(where, shape, document, tokens.ids, tokens.weights)
+            yield held_out, Row(where, shape, document, tokens.ids, tokens.weights, answers=tokens.answers)
         except DataError as fault:
             yield False, Row(where, shape, document, fault=fault, raw=faults.add(record, fault))
     collection.set_aside(number, faults.found)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from danlu import require_system
 from danlu.errors import DanluError
 
 app = typer.Typer(
@@ -276,9 +277,13 @@ def main() -> None:
     status = _status()
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if _several():
         os._exit(status)  # threads of a process group that is gone may abort an interpreter that takes its time
     sys.exit(status)
+
+
+def _several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _speaks() -> bool:
@@ -287,10 +292,10 @@ def _speaks() -> bool:
 
 def _status() -> int:
     try:
+        require_system()
         app()
     except DanluError as error:
-        if not error.told or _speaks():  # what all ranks know is said once
-            typer.echo(f"danlu: {error}", err=True)
+        _say(error)
         return 1
     except KeyboardInterrupt:
         typer.echo("danlu: interrupted", err=True)
@@ -298,3 +303,16 @@ def _status() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0
+
+
+def _say(error: DanluError) -> None:
+    """Say what is wrong, if no other rank does."""
+    if not _several():
+        typer.echo(f"danlu: {error}", err=True)
+        return
+    import signal
+
+    from danlu.engine.launch import say_once
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which `torchrun` ends all when one has, also who has not spoken
+    say_once(f"danlu: {error}", lambda words: typer.echo(words, err=True), leads=_speaks(), told=error.told)

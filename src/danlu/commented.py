@@ -6,7 +6,8 @@ import textwrap
 from typing import Any
 
 from danlu.config import Config
-from danlu.recipe import HubModel, dump_recipe, load_recipe
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import HubModel
 from danlu.registry import exported
 from danlu.yaml_text import to_yaml
 

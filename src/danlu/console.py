@@ -156,7 +156,7 @@ def show_result(run: Run) -> None:
 
 def show_catalogue(what: str | None) -> None:
     """Everything exported, or one kind of it."""
-    from danlu.recipe import builtin_recipes
+    from danlu.reading import builtin_recipes
     from danlu.registry import exported, kinds
 
     known = ["recipes", *kinds()]

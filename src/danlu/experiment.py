@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from danlu.engine.update import Updater
 from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
 from danlu.pretrained import named_base
-from danlu.recipe import HubModel, Recipe, dump_recipe
+from danlu.reading import dump_recipe
+from danlu.recipe import HubModel, Recipe
 
 _MEASUREMENTS = 10
-_UNRENDERED = {"text", "tokens"}
+_UNRENDERED = {"text", "tokens", "preference/text"}
 """Shapes of rows that no template renders."""
 
 
@@ -173,11 +175,21 @@ class Experiment:
             prompts = [[*first, *tokenizer.encode(prompt).tolist()] for prompt in run.prompts]
         return prompts, Sampling(max_new_tokens=run.prompt_tokens, seed=run.seed)
 
-    def export(self, directory: Path) -> None:
-        """Write the model and its tokenizer in hub format; all ranks help, the first one writes."""
+    def export(self, directory: Path, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Write the model and its tokenizer in hub format; all ranks help, the first one writes.
+
+        Args:
+            directory: where.
+            writing: what the first one writes within, and may make of a fault what all are to hear.
+        """
         self.ranks.wait()  # where a fault of one is told, before they rely on each other
         weights = self.parallel.gathered(self.policy)
-        self.ranks.lead(lambda: self._write(directory, weights))
+
+        def write() -> None:
+            with writing():
+                self._write(directory, weights)
+
+        self.ranks.lead(write)
 
     def _write(self, directory: Path, weights: Mapping[str, Tensor] | None) -> None:
         model, tokenizer = self.recipe.model, self.data.tokenizer

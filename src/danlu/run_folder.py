@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.launch import launch_began, leave_word, word_left
 from danlu.engine.lock import LOCK
-from danlu.engine.ranks import launch_began, leave_word, word_left
 from danlu.engine.record import rows_of
 from danlu.errors import RunError
-from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import Recipe
 from danlu.resuming import changes, refuse_or_tell
 from danlu.yaml_text import to_yaml
 

@@ -16,15 +16,17 @@ from safetensors import SafetensorError
 from danlu.build import assemble
 from danlu.checking import diagnose
 from danlu.engine.device import device_kind, keep_freed_memory
+from danlu.engine.launch import joined, leave_word, word_left
 from danlu.engine.lock import locked
-from danlu.engine.ranks import Ranks, joined, leave_word, word_left
+from danlu.engine.ranks import Ranks
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
 from danlu.experiment import Experiment
 from danlu.insight.doctor import Diagnosis, summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
-from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import Recipe
 from danlu.run_facts import data_facts, model_facts, plan, versions
 from danlu.run_folder import (
     begin,
@@ -190,14 +192,17 @@ def _carry_out(
                 raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}".strip()) from error
             raise
         if reason == "done":
-            with _writing(run, "the end of the run"):
-                experiment.export(run / "final")
+            experiment.export(run / "final", lambda: _writing(run, "the end of the run"))
         if (now := data_facts(experiment)) != told:  # what was read only later
             recorder.event("data", **now)
         recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
-        with _writing(run, "the end of the run"):
-            ranks.lead(lambda: str(write_report(run)))
+        ranks.lead(lambda: _report(run))
         return Run(run, reason, ranks.lead(lambda: last_metrics(run)))
+
+
+def _report(run: Path) -> None:
+    with _writing(run, "the end of the run"):
+        write_report(run)
 
 
 def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: Recipe) -> None:

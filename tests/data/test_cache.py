@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -170,44 +170,42 @@ def test_who_comes_to_a_chunk_that_is_being_encoded_waits_and_encodes_nothing(
     assert not list((tmp_path / "cache").rglob(".*"))
 
 
-def at_work(cache: TokenCache, chunks: Sequence[Chunk], count: int) -> ProcessPoolExecutor:
-    """The pool of a cache, once all its processes have begun."""
-    cache.prefetch(chunks)
-    assert cache._processes is not None
-    seen: set[int] = set()
-    while len(seen) < count:
-        seen |= {asked.result(60) for asked in [cache._processes.submit(os.getpid) for _ in range(4)]}
-    return cache._processes
+@pytest.fixture
+def at_work(
+    tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path]
+) -> Iterator[tuple[TokenCache, Sequence[Chunk], ProcessPoolExecutor]]:
+    """A cache, what it is to encode, and its two processes, once both have begun."""
+    chunks = index([write_jsonl(MANY)], tmp_path / "cache")
+    encoder = Encoder(tokenizer, reader=Reader(Template.parse("text")))
+    with closing(TokenCache(encoder, tmp_path / "cache", workers=2)) as cache:
+        cache.prefetch(chunks)
+        assert cache._processes is not None
+        seen: set[int] = set()
+        while len(seen) < 2:
+            seen |= {asked.result(60) for asked in [cache._processes.submit(os.getpid) for _ in range(4)]}
+        yield cache, chunks, cache._processes
 
 
 def test_signals_to_all_processes_of_a_run_do_not_end_those_that_encode(
-    tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path]
+    at_work: tuple[TokenCache, Sequence[Chunk], ProcessPoolExecutor],
 ) -> None:
-    folder = tmp_path / "cache"
-    chunks = index([write_jsonl(MANY)], folder)
-    encoder = Encoder(tokenizer, reader=Reader(Template.parse("text")))
-    with closing(TokenCache(encoder, folder, workers=2)) as cache:
-        pool = at_work(cache, chunks, 2)
-        for number in pool._processes:
-            os.kill(number, signal.SIGTERM)
-            os.kill(number, signal.SIGINT)
-        assert len(cache.shards(chunks)) == len(chunks)
-        assert pool.submit(int).result(60) == 0
+    cache, chunks, pool = at_work
+    for number in pool._processes:
+        os.kill(number, signal.SIGTERM)
+        os.kill(number, signal.SIGINT)
+    assert len(cache.shards(chunks)) == len(chunks)
+    assert pool.submit(int).result(60) == 0
 
 
 def test_when_a_process_that_encodes_dies_none_of_the_others_is_left(
-    tmp_path: Path, tokenizer: Tokenizer, write_jsonl: Callable[..., Path]
+    at_work: tuple[TokenCache, Sequence[Chunk], ProcessPoolExecutor],
 ) -> None:
-    folder = tmp_path / "cache"
-    chunks = index([write_jsonl(MANY)], folder)
-    encoder = Encoder(tokenizer, reader=Reader(Template.parse("text")))
-    with closing(TokenCache(encoder, folder, workers=2)) as cache:
-        pool = at_work(cache, chunks, 2)
-        every = list(pool._processes.values())
-        pool.submit(time.sleep, 60)
-        with pytest.raises(BrokenProcessPool):
-            pool.submit(os._exit, 1).result(60)
-        until = time.monotonic() + 5
-        while any(process.is_alive() for process in every) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert not any(process.is_alive() for process in every)
+    _, _, pool = at_work
+    every = list(pool._processes.values())
+    pool.submit(time.sleep, 60)
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(os._exit, 1).result(60)
+    until = time.monotonic() + 5
+    while any(process.is_alive() for process in every) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(process.is_alive() for process in every)

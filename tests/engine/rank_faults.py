@@ -20,10 +20,10 @@ from danlu.build import assemble
 from danlu.data import DataSource
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.nonfinite import trace_nonfinite
-from danlu.engine.ranks import launched
+from danlu.engine.launch import launched
 from danlu.engine.update import Updater
 from danlu.errors import DanluError, DataError
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 
 from .faults import encoders, masked, part, processes_for_little, stop_encoders
 from .runs import (

@@ -15,7 +15,7 @@ from danlu.batch import Batch
 from danlu.build import assemble
 from danlu.data import DataSource
 from danlu.experiment import Experiment
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 
 GPT2 = {"name": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 QWEN3 = {

@@ -24,7 +24,7 @@ from danlu.engine import staging
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.manifest import FORMAT
 from danlu.engine.staging import Snapshot
-from danlu.errors import CheckpointError, RunError
+from danlu.errors import CheckpointError, RunError, UnsupportedError
 
 from .runs import flip
 
@@ -364,6 +364,13 @@ def test_a_fault_is_known_without_waiting_and_raised_once(tmp_path: Path) -> Non
     checkpoints.save(snapshot(3), best=False, keep=2)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 3]
+
+
+def test_a_build_of_torch_that_cannot_read_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = saved(tmp_path, 1)
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match=r"^this build of torch has no torch\.distributed, by which checkpoints"):
+        checkpoints.open()
 
 
 def test_it_takes_as_many_bytes_as_it_says(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_rank_that_is_killed_is_replaced_and_a_signal_to_all_ends_the_run(
     assert [event["reason"] for event in events if event["kind"] == "end"] == ["SIGTERM", "done"]
     assert str(Path(danlu.__file__).parent) not in err, "a traceback"
     said = [line for line in err.splitlines() if line.startswith("danlu: ")]
-    assert all(line.startswith("danlu: rank 0 lost the others: ") for line in said)
+    assert all(line.startswith("danlu: rank 0 lost rank 1, which gives no sign of life: ") for line in said)
     same(folder, "launched", "long", 60)
 
 

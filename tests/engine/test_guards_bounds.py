@@ -46,7 +46,7 @@ def test_it_says_once_and_early_that_the_time_will_not_suffice() -> None:
 def test_where_it_said_it_would_end_it_ends() -> None:
     """The step at which it is over is about the one that was foretold, and the checkpoint is in time."""
     time = Time()
-    clock = Clock(100, 400, step=50, now=time)
+    clock = Clock(100, 400, now=time)
     step, foretold = 50, None
     while not clock.over():
         step += 1

@@ -19,8 +19,8 @@ import tiny
 from danlu.batch import Batch
 from danlu.engine.guards.nonfinite import trace_nonfinite
 from danlu.engine.guards.weights import Motion
+from danlu.engine.launch import joined
 from danlu.engine.parallel import Parallel
-from danlu.engine.ranks import joined
 from danlu.engine.update import Updater
 from danlu.method.next_token import NextToken
 from danlu.packed import Packed, Targets

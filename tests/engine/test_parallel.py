@@ -17,11 +17,13 @@ from torch import Tensor
 
 from danlu.build import assemble
 from danlu.data import deal
+from danlu.engine.held import held
+from danlu.engine.launch import launched
 from danlu.engine.parallel import Mode, Replicated, choose
-from danlu.engine.ranks import ALONE, Ranks, launched
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RecipeError, RunError
 from danlu.experiment import Experiment
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from ranks import run_ranks
 
 from .runs import GPT2, QWEN3, experiment, groups, largest_difference, recipe, source
@@ -87,12 +89,12 @@ def test_ranks_that_share_rows_are_one_process(tmp_path: Path, case: str) -> Non
         train(parts),
         parts.updater().measure(parts.held_out()),
     )
-    for mode, rows_there, held_out, held in found[0]:
+    for mode, rows_there, held_out, ended in found[0]:
         assert held_out[0] == pytest.approx(before, rel=1e-6), mode
         for row, one in zip(rows_there, rows, strict=True):
             assert row == pytest.approx(one, rel=1e-5), mode
         assert held_out[1] == pytest.approx(after, rel=1e-5), mode
-        assert largest_difference(list(held.values()), list(weights(parts).values())) < TOLERANCE, mode
+        assert largest_difference(list(ended.values()), list(weights(parts).values())) < TOLERANCE, mode
 
 
 @pytest.mark.parametrize(("size", "model"), [(2, GPT2), (3, UNTIED)], ids=["two", "three"])
@@ -110,7 +112,7 @@ def test_the_weights_after_some_updates_are_those_of_one_process(
         after = parts.updater().measure(parts.held_out())
         expected[load] = (rows, (before, after, list(parts.continuations())), weights(parts))
     for rank in range(size):
-        for (mode, load), (ran, rows, held_out, held) in zip(cases, found[rank], strict=True):
+        for (mode, load), (ran, rows, held_out, ended) in zip(cases, found[rank], strict=True):
             where = f"rank {rank}, {mode}, {load}"
             assert ran == mode, where
             rows_of_one, held_out_of_one, weights_of_one = expected[load]
@@ -119,9 +121,9 @@ def test_the_weights_after_some_updates_are_those_of_one_process(
             assert held_out[0] == pytest.approx(held_out_of_one[0], rel=1e-6), where
             assert held_out[1] == pytest.approx(held_out_of_one[1], rel=1e-5), where
             assert held_out[2] == held_out_of_one[2], where
-            if held or mode == "ddp":  # shards are put together on the first rank only
-                assert held.keys() == weights_of_one.keys()
-                difference = largest_difference(list(held.values()), list(weights_of_one.values()))
+            if ended or mode == "ddp":  # shards are put together on the first rank only
+                assert ended.keys() == weights_of_one.keys()
+                difference = largest_difference(list(ended.values()), list(weights_of_one.values()))
                 assert difference < TOLERANCE, f"{where}: {difference}"
 
 
@@ -152,7 +154,7 @@ def _bytes_in(made: dict[str, Any], mode: Mode) -> tuple[float, ...]:
     one.move(1e-3)
     look()
     averages = [v for state in one.optimizer.state.values() for k, v in state.items() if k != "step"]
-    kept = _size([parts.parallel.held(v) for v in averages]) / total
+    kept = _size([held(v) for v in averages]) / total
     parts.close()
     return seen[1][0], seen[1][1], seen[-1][0], kept
 

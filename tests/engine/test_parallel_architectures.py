@@ -12,8 +12,9 @@ from architecture.bridged import CARRIED, build
 from danlu.architecture.bridge import Bridged
 from danlu.batch import Batch
 from danlu.contracts import SequenceModel
+from danlu.engine.launch import launched
 from danlu.engine.parallel import Mode, Parallel, choose
-from danlu.engine.ranks import ALONE, launched
+from danlu.engine.ranks import ALONE
 from danlu.engine.recompute import Recomputed, recompute
 from danlu.engine.update import Updater
 from danlu.method.next_token import NextToken

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from danlu.engine.schedule import Schedule
 from danlu.errors import RecipeError
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from danlu.registry import exported, lookup
 
 NAMES = [entry.name for entry in exported("schedule")]

@@ -19,13 +19,13 @@ from torch.distributed.tensor import DTensor
 from danlu.batch import Batch
 from danlu.build import assemble
 from danlu.engine.checkpoint import Checkpoints
-from danlu.engine.ranks import launched
+from danlu.engine.launch import launched
 from danlu.engine.staging import Snapshot
 from danlu.engine.state import optimizer_slots, optimizer_tensors
 from danlu.engine.update import Updater
 from danlu.errors import DanluError
 from danlu.experiment import Experiment
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from ranks import run_ranks
 
 from .runs import QWEN3, flip, groups, recipe

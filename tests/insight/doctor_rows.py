@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from danlu.data.document import Completion, Conversation, Document, Message, Text, Tokens
+from danlu.data.answering import encode_answers
+from danlu.data.document import Completion, Conversation, Document, Judged, Message, Preference, Text, Tokens
 from danlu.errors import DataError
 from danlu.insight.doctor import Diagnosis, Finding, Row, examine
 
@@ -26,6 +27,8 @@ def tokens_of(document: Document, *, end: bool = True) -> Tokens:
     """As a run would encode it: text is learned whole, of a conversation the assistant's words."""
     if isinstance(document, Tokens):
         return document
+    if isinstance(document, Preference | Judged):
+        return encode_answers(lambda path, _: tokens_of(path, end=end), document, "a.jsonl:1")  # type: ignore[arg-type]
     if isinstance(document, Text):
         ids = encode(document.text) + [END] * end if document.text else []
         return Tokens(np.array(ids, np.int64))
@@ -48,7 +51,15 @@ def tokens_of(document: Document, *, end: bool = True) -> Tokens:
 
 def row_of(document: Document, line: int = 1, *, file: str = "a.jsonl", end: bool = True) -> Row:
     tokens = tokens_of(document, end=end)
-    return Row(f"{file}:{line}", type(document).__name__.lower(), document, tokens.ids, tokens.weights, raw=b"{}")
+    return Row(
+        f"{file}:{line}",
+        type(document).__name__.lower(),
+        document,
+        tokens.ids,
+        tokens.weights,
+        raw=b"{}",
+        answers=tokens.answers,
+    )
 
 
 def text(content: str, line: int = 1, *, file: str = "a.jsonl", end: bool = True) -> Row:
@@ -58,6 +69,14 @@ def text(content: str, line: int = 1, *, file: str = "a.jsonl", end: bool = True
 def answered(prompt: str, answer: str, line: int = 1, *, file: str = "a.jsonl", weight: float = 1.0) -> Row:
     messages = (Message("user", prompt), Message("assistant", answer, weight))
     return row_of(Conversation(messages), line, file=file)
+
+
+def pair(prompt: str, chosen: str, rejected: str, line: int = 1, *, end: bool = True) -> Row:
+    return row_of(Preference(Completion(prompt, chosen), Completion(prompt, rejected)), line, end=end)
+
+
+def judged(prompt: str, answer: str, line: int = 1, *, desirable: bool = True) -> Row:
+    return row_of(Judged(Completion(prompt, answer), desirable), line)
 
 
 def spoilt(what: str = "the line is not JSON", line: int = 1, *, raw: bytes = b"{oops") -> Row:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from danlu.data import pack
-from danlu.data.document import Completion, Conversation, Document, Message, Text, Tokens
+from danlu.data.document import Completion, Conversation, Document, Judged, Message, Preference, Text, Tokens
 from danlu.insight.doctor import CHECKS, Piece, Row, Rule
 from danlu.insight.doctor.lengths import Lengths, Packing
 
@@ -39,7 +39,11 @@ def _tokens(draw: st.DrawFn) -> Tokens:
     return Tokens(np.array(ids, np.int64), None if weights is None else np.array(weights, np.float32))
 
 
+_words = st.text(min_size=1, max_size=10).filter(str.strip)
+_paths = st.tuples(_texts, _words, _words).map(lambda t: (Completion(t[0], t[1]), Completion(t[0], t[2])))
 _documents: st.SearchStrategy[Document] = st.one_of(
+    _paths.map(lambda paths: Preference(*paths)),
+    st.builds(Judged, _paths.map(lambda paths: paths[0]), st.booleans()),
     st.builds(Text, _texts),
     st.builds(Completion, _texts, _texts),
     st.builds(Conversation, st.lists(_messages, min_size=1, max_size=4).map(tuple)),

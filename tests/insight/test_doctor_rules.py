@@ -9,13 +9,15 @@ from doctor_rows import (
     diagnose,
     encode,
     found,
+    judged,
+    pair,
     places,
     row_of,
     spoilt,
     text,
 )
 
-from danlu.data.document import Completion, Conversation, Message, Tokens
+from danlu.data.document import Completion, Conversation, Message, Preference, Tokens
 from danlu.errors import DataError
 from danlu.insight.doctor import CHECKS, Finding, Row, Rule, rule
 
@@ -43,9 +45,24 @@ CASES: dict[str, list[Case]] = {
             [answered("hello", "you")],
             "its 4 learned tokens all lie in what is cut off",
         ),
+        (
+            {"context": 18, "too_long": "truncate_right"},
+            [pair("hello", "you", "me")],
+            "of its 30 tokens the prompt or all that is learned of an answer is cut off",
+        ),
+        (
+            {"context": 3, "too_long": "truncate_left"},
+            [pair("hello", "you", "me")],
+            "of its 30 tokens the prompt or all that is learned of an answer is cut off",
+        ),
     ],
     "refused": [
         ({"context": 4, "too_long": "refuse"}, [text("hello")], "it has 6 tokens for a context of 4"),
+        (
+            {"context": 25},
+            [pair("hello", "you", "me")],
+            "it has 27 tokens with its longest answer for a context of 25",
+        ),
     ],
     "cut": [
         (
@@ -57,6 +74,11 @@ CASES: dict[str, list[Case]] = {
             {"context": 4, "too_long": "truncate_left"},
             [text("hello")],
             "it has 6 tokens for a context of 4; its beginning is lost, with 1 learned tokens",
+        ),
+        (
+            {"context": 25, "too_long": "truncate_right"},
+            [pair("hello", "you", "me")],
+            "it has 27 tokens with its longest answer for a context of 25; its end is lost, with 1 learned tokens",
         ),
     ],
     "split": [({"context": 4}, [text("hello")], "it has 6 tokens for a context of 4, and becomes 2 samples")],
@@ -93,10 +115,32 @@ CASES: dict[str, list[Case]] = {
         ({}, [answered("hi", "  ")], "message 2 (assistant) is empty"),
         ({}, [row_of(Completion("hi", ""))], "the completion is empty"),
     ],
-    "no_end": [({}, [text("hello", end=False)], 'its last learned token is "o"')],
+    "no_end": [
+        ({}, [text("hello", end=False)], 'its last learned token is "o"'),
+        ({}, [pair("hi", "yes", "no", end=False)], 'the chosen answer\'s last learned token is "s"'),
+    ],
+    "identical_pair": [({}, [pair("hi", "yes", "yes")], "both answers are the same 4 tokens")],
+    "prompt_mismatch": [
+        (
+            {},
+            [row_of(Preference(Completion("hi", "a"), Completion("hi", "b"), stray="What is 1 + 1?"))],
+            'its prompt is "What is 1 + 1?", and both conversations begin otherwise',
+        )
+    ],
+    "repeated_prompt": [
+        (
+            {},
+            [pair("What is one and one, please?", *(f"What is one and one, please? {n}" for n in (2, 3)))],
+            'both answers begin with "What is one and one, please?"',
+        )
+    ],
 }
 
 SOUND_ROWS: dict[str, list[Row]] = {
+    "no_end": [pair("hi", "yes", "no"), judged("hi", "yes")],
+    "identical_pair": [pair("hi", "yes", "no"), judged("hi", "yes")],
+    "repeated_prompt": [pair("hi", "hi you", "hi there"), pair("What is one and one, please?", "2", "3")],
+    "refused": [pair("hello", "you", "me")],
     "cut": [text("hello")],
     "split": [text("hello")],
     "control_characters": [text("a\tb\r\nc\x0c")],

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from danlu.engine.context import ProcessRing
+from danlu.engine.launch import launched
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts import attention_cuda, attention_parts, attention_ring
@@ -192,7 +193,7 @@ def random_case(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Packed, 
 
 
 def over_processes(made: list[tuple[Packed, Case]]) -> list[tuple[Tensor, list[Tensor]]]:
-    ring = ProcessRing.of(dist.group.WORLD)
+    ring = ProcessRing.of(launched(), dist.group.WORLD)
     return [on_one_rank(ring, packed, case, number % 2 == 1) for number, (packed, case) in enumerate(made)]
 
 

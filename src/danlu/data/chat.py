@@ -13,15 +13,27 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int64
 
+from danlu.data.answering import encode_answers
 from danlu.data.chat_template import ChatTemplate
-from danlu.data.document import Completion, Conversation, Document, Message, Text, Tokens
+from danlu.data.document import (
+    Completion,
+    Conversation,
+    Document,
+    Excerpt,
+    Judged,
+    Message,
+    Path,
+    Preference,
+    Text,
+    Tokens,
+)
 from danlu.data.rendered import Place, Rendered, says
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import DataError, RecipeError, UnsupportedError, did_you_mean
@@ -69,18 +81,26 @@ class Chat:
             where: its ``file:line``, for errors.
 
         Raises:
-            DataError: when the template raises, or there is none, or ids are not of the tokenizer.
+            DataError: when the template raises, or there is none, or ids are not of the tokenizer; when there is no
+                prompt before answers, or nothing of one is learned.
             UnsupportedError: when the template cannot be masked.
         """
         if isinstance(document, Tokens):
             return self._checked(document, where)
         if isinstance(document, Text):
             return self._plain((document.text, 1.0))
-        if isinstance(document, Conversation):
-            return self._conversation(document, where)
+        if isinstance(document, Preference | Judged):
+            return self._answers(document, where)
+        return self._path(document, where)
+
+    def _path(self, path: Path, where: str) -> Tokens:
+        if isinstance(path, Excerpt):
+            return self._excerpt(path, where)
+        if isinstance(path, Conversation):
+            return self._conversation(path, where)
         if self.template is None:
-            return self._completion(document)
-        turns = Message("user", document.prompt), Message("assistant", document.completion)
+            return self._excerpt(_joined(path), where)
+        turns = Message("user", path.prompt), Message("assistant", path.completion)
         return self._conversation(Conversation(turns), where)
 
     def spans(self, conversation: Conversation, where: str) -> tuple[str, list[Span]]:
@@ -146,11 +166,32 @@ class Chat:
         names = sorted((name for name in self.tokenizer.added_tokens if name.strip()), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
-    def _completion(self, document: Completion) -> Tokens:
-        prompt, completion = document.prompt, document.completion
-        spaced = not prompt or prompt[-1:].isspace() or completion[:1].isspace()
+    def _excerpt(self, document: Excerpt, where: str) -> Tokens:
+        if document.turns is not None and self.template is not None:
+            return self._conversation(document.turns, where)
         before = 1.0 if "all" in self.train_on else 0.0
-        return self._plain((prompt if spaced else f"{prompt}\n", before), (completion, float(bool(completion.strip()))))
+        return self._plain((document.before, before), (document.text, float(bool(document.text.strip()))))
+
+    def _answers(self, document: Preference | Judged, where: str) -> Tokens:
+        """A prompt and its answers; what comes before them is never learned."""
+        everything = "all" in self.train_on
+        chat = self._of_assistant if everything else self
+        completions = [path for path in document.paths.values() if isinstance(path, Completion)]
+
+        def encode(path: Path, where: str) -> Tokens:
+            if not isinstance(path, Completion):
+                return chat._path(path, where)
+            if self.template is None:
+                return chat._path(_joined(path, *completions), where)
+            turns = Message("user", path.prompt, 0.0), Message("assistant", path.completion)
+            return chat._path(Conversation(turns), where)
+
+        return encode_answers(encode, document, where, everything=everything)
+
+    @functools.cached_property
+    def _of_assistant(self) -> Chat:
+        """The same, learning what an assistant says."""
+        return replace(self, train_on=("assistant",))
 
     def _plain(self, *parts: tuple[str, float]) -> Tokens:
         """Texts after one another with the tokenizer's first and last token around; what they say is only text."""
@@ -170,6 +211,13 @@ class Chat:
             raise DataError(what, where=where, do="Use the tokenizer that the ids were made with.")
         weights = np.ones(len(document.ids), np.float32) if document.weights is None else document.weights
         return Tokens(document.ids, weights)
+
+
+def _joined(document: Completion, *others: Completion) -> Excerpt:
+    """A prompt and its completion as one text; where no answer to the prompt brings a space, a newline parts them."""
+    prompt, answers = document.prompt, (document, *others)
+    spaced = not prompt or prompt[-1:].isspace() or any(answer.completion[:1].isspace() for answer in answers)
+    return Excerpt(prompt if spaced else f"{prompt}\n", document.completion)
 
 
 def _of_blocks(

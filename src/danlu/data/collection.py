@@ -108,7 +108,7 @@ class Collection:
             self._quarantine.put(self.chunks[number], faults)
         some = len(chunks) < len(self.chunks)
         corpus = Corpus(shards, self.rules, num_files=self.num_files, numbers=chunks if some else None, limit=limit)
-        if self.rules.too_long == "refuse":
+        if corpus.policy == "refuse":
             self._refuse(corpus, chunks)
         self._note(corpus, chunks)
         return corpus
@@ -222,7 +222,8 @@ class Collection:
         """Set aside the documents that are longer than the context."""
         by_shard: dict[int, list[tuple[int, DataError]]] = {}
         for shard, record, targets in corpus.too_long():
-            what = f"the document has {targets + 1} tokens, and {self.rules.context + 1} fit"
+            told = "prompt with its longest answer" if corpus.answers else "document"
+            what = f"the {told} has {targets + 1} tokens, and {self.rules.context + 1} fit"
             do = "Raise data.context, shorten it, or set data.too_long or data.quarantine."
             where = corpus.shards[shard].place.of(record)
             by_shard.setdefault(shard, []).append((record, DataError(what, where=where, do=do)))

@@ -55,10 +55,11 @@ class DataConfig(Config):
     vocab_size: int = Field(default=8192, ge=SMALLEST_VOCABULARY)
     """How large the vocabulary of a BPE that is trained may become."""
     context: int = Field(ge=1)
-    """The most tokens of a document that are seen at once."""
+    """The most tokens of a document that are seen at once; of a pair, of its prompt with its longer answer."""
     too_long: TooLong = "split"
     """What becomes of a longer document: `split` into several samples, `truncate_left` (its end is kept),
-    `truncate_right` (its beginning is kept), or `refuse`."""
+    `truncate_right` (its beginning is kept), or `refuse`. Of a pair the prompt loses its beginning, or answers lose
+    their ends; it is never split, but refused."""
     quarantine: str | None = None
     """A folder to set rows aside in that cannot be used, so that the run goes on with the rest; null refuses them."""
     step_samples: int | None = Field(default=None, ge=1)

@@ -6,60 +6,37 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
-from danlu.data.cutting import Learned, Rules, cut
-from danlu.data.shard import DOCUMENT, SPAN, Shard
+from danlu.data.cutting import Learned, Rules, TooLong, cut
+from danlu.data.placed import paths_of, place, spans_of, weights_of
+from danlu.data.samples import Answers, AnySample, Sample, cut_answers, values_of
+from danlu.data.shard import Shard
 from danlu.data.statistics import Statistics
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import DataError
 
 _OPEN_FILES = 256
-_PLACED = np.dtype([("shard", "<i8"), ("start", "<i8"), ("spans_start", "<i8"), *DOCUMENT.descr])
 _NUMBERED = 32
 """Bits of a sample's id that count the samples of its chunk, where there are more chunks than these."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A document, or a piece of one.
-
-    Attributes:
-        tokens: n + 1 ids: the first n are inputs, the last n their targets.
-        id: which one of all data it is, the same in every run over the same data.
-        num_bytes: its share of the document's learned UTF-8 bytes, in proportion to its learned targets.
-        origin: ``file:line``, and which tokens of the document they are if it was cut.
-        weights: how much each target counts; None is one for all.
-        shape: what kind of row it was.
-    """
-
-    tokens: Int64[np.ndarray, " n+1"]
-    id: int
-    num_bytes: float
-    origin: str
-    weights: Float32[np.ndarray, " n"] | None = None
-    shape: str = "text"
-
-    @property
-    def num_targets(self) -> int:
-        """How many tokens it predicts, n: what `Corpus.lengths` says of it."""
-        return len(self.tokens) - 1
 
 
 class Corpus:
     """Samples by index. The documents' tokens stay on disk; their bounds are in memory.
 
     A document of m tokens has m - 1 targets. Cut at the context, its pieces overlap by one token, so that every token
-    after the document's first is a target exactly once. A piece of which nothing is learned is no sample.
+    after the document's first is a target exactly once. A piece of which nothing is learned is no sample. A prompt with
+    its answers is one sample, the tokens of the prompt being there once; the context bounds it with its longest answer.
 
     Attributes:
         rules: what decides the samples.
         shards: what they are in.
         lengths: the number of targets of each sample.
+        answers: whether these are prompts with answers.
+        policy: what becomes of documents longer than the context.
     """
 
     def __init__(
@@ -83,18 +60,23 @@ class Corpus:
         self.rules = rules
         self.shards = list(shards)
         self.num_files = num_files
-        placed = _place(self.shards)
+        placed = place(self.shards)
         self._documents = placed[rules.meant(placed)]
         lengths = self._documents["end"] - self._documents["start"]
         self._targets: Int64[np.ndarray, " D"] = np.maximum(lengths - 1, 0)
-        learned = Learned.of(lengths, *_spans(self.shards, self._documents))
-        self._pieces = cut(self._targets, learned, rules)
+        learned = Learned.of(lengths, *spans_of(self.shards, self._documents))
+        paths = paths_of(self.shards, self._documents)
+        self.answers = bool(len(paths))
+        self.policy: TooLong = "refuse" if self.answers and rules.too_long == "split" else rules.too_long
+        self._bounded = paths.targets if self.answers else self._targets
+        self._pieces = paths.cut(learned, rules) if self.answers else cut(self._targets, learned, rules)
         everything = np.arange(len(lengths))
         self._learned: Int64[np.ndarray, " D"] = learned.count(everything, np.zeros_like(everything), self._targets)
         if limit is not None and limit < len(self._pieces.length):
             self._pieces = self._pieces.only(slice(limit))
             last = int(self._pieces.document[-1]) + 1
             self._documents, self._targets = self._documents[:last], self._targets[:last]
+            self._bounded = self._bounded[:last]
         self.lengths: Int64[np.ndarray, " S"] = self._pieces.length
         of = self._documents["shard"][self._pieces.document]
         self._first: Int64[np.ndarray, " C"] = np.searchsorted(of, np.arange(len(self.shards)))
@@ -139,27 +121,27 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> AnySample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         pieces = self._pieces
         which, offset, length = int(pieces.document[index]), int(pieces.offset[index]), int(pieces.length[index])
         document, targets = self._documents[which], int(self._targets[which])
         shard = self.shards[document["shard"]]
-        start = int(document["start"]) + offset
-        tokens = self._tokens_of(int(document["shard"]))[start : start + length + 1].astype(np.int64)
-        origin = shard.place.of(int(document["record"]))
+        start, origin = int(document["start"]), shard.place.of(int(document["record"]))
+        tokens = self._tokens_of(int(document["shard"]))[start : start + targets + 1]
+        spans = shard.spans[int(document["spans_start"]) : int(document["spans_end"])]
+        num_bytes = int(document["num_bytes"]) * (int(pieces.learned[index]) / int(self._learned[which]))
+        number, shape = self._id(index), shard.shapes[document["shape"]]
+        rows = shard.answers[int(document["answers_start"]) : int(document["answers_end"])]
+        if len(rows):
+            prompt, answers, weights = cut_answers(tokens, rows, spans, self.rules)
+            origin += " truncated" if length < targets else ""
+            return Answers(prompt, answers, number, num_bytes, origin, weights, values_of(rows), shape)
         if length < targets:
             origin += f" tokens {offset}-{offset + length}"
-        learned = int(pieces.learned[index]) / int(self._learned[which])
-        return Sample(
-            tokens,
-            self._id(index),
-            int(document["num_bytes"]) * learned,
-            origin,
-            _weights(shard.spans[int(document["spans_start"]) : int(document["spans_end"])], offset + 1, length),
-            shard.shapes[document["shape"]],
-        )
+        piece = tokens[offset : offset + length + 1].astype(np.int64)
+        return Sample(piece, number, num_bytes, origin, weights_of(spans, offset + 1, length), shape)
 
     @property
     def context(self) -> int:
@@ -192,7 +174,7 @@ class Corpus:
         documents, targets = self._documents[asked], self._targets[asked]
         pieces = self._pieces.only(asked[self._pieces.document])
         lengths = documents["end"] - documents["start"]
-        long, policy = int((targets > self.context).sum()), self.rules.too_long
+        long, policy = int((self._bounded[asked] > self.context).sum()), self.policy
         refused = long if policy == "refuse" else 0
         return Statistics(
             files=self.num_files,
@@ -213,10 +195,10 @@ class Corpus:
         )
 
     def too_long(self) -> list[tuple[int, int, int]]:
-        """The documents that have more targets than the context: shard, record, and how many."""
-        rows = np.flatnonzero(self._targets > self.context)
+        """The documents that have more targets than the context (of answers the longest): shard, record, how many."""
+        rows = np.flatnonzero(self._bounded > self.context)
         documents = self._documents[rows]
-        columns = documents["shard"], documents["record"], self._targets[rows]
+        columns = documents["shard"], documents["record"], self._bounded[rows]
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
     def _shapes(self, documents: np.ndarray) -> dict[str, int]:
@@ -240,37 +222,3 @@ def _map_tokens(shards: Sequence[Shard], number: int) -> np.ndarray:
     except (OSError, ValueError) as fault:
         path = shards[number].path
         raise DataError("the token cache has lost a file", where=path, do="Start again; it is made anew.") from fault
-
-
-def _place(shards: Sequence[Shard]) -> np.ndarray:
-    """All documents of some shards, each with its shard and where in it its tokens and spans start."""
-    placed = np.zeros(sum(len(shard.documents) for shard in shards), _PLACED)
-    row = 0
-    for number, shard in enumerate(shards):
-        rows = placed[row : row + len(shard.documents)]
-        for column in DOCUMENT.names or ():
-            rows[column] = shard.documents[column]
-        rows["shard"] = number
-        rows["start"][1:] = shard.documents["end"][:-1]
-        rows["spans_start"][1:] = shard.documents["spans_end"][:-1]
-        row += len(rows)
-    return placed
-
-
-def _spans(shards: Sequence[Shard], documents: np.ndarray) -> tuple[Int64[np.ndarray, " D"], np.ndarray]:
-    """How many spans each document has, and these, one document's after another's."""
-    sizes = np.array([len(shard.spans) for shard in shards], np.int64)
-    count = documents["spans_end"] - documents["spans_start"]
-    first = (np.cumsum(sizes) - sizes)[documents["shard"]] + documents["spans_start"]
-    numbers = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))
-    return count, np.concatenate([np.zeros(0, SPAN), *(shard.spans for shard in shards)])[numbers]
-
-
-def _weights(spans: np.ndarray, start: int, count: int) -> Float32[np.ndarray, " n"] | None:
-    """The weights of some tokens of a document, or None where all are one."""
-    if not len(spans):
-        return None
-    weights = np.zeros(count, np.float32)
-    for begin, end, weight in spans.tolist():
-        weights[max(begin - start, 0) : max(end - start, 0)] = weight
-    return None if (weights == 1).all() else weights

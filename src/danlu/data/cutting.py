@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ class Rules:
 
     Attributes:
         context: the most targets of a sample.
-        too_long: what becomes of a document that has more.
+        too_long: what becomes of a document that has more; one of a prompt and answers is refused rather than split.
         fraction: the share of documents that is held out, each by its own content; 0 is none.
         seed: another seed holds out others.
         side: which of the two is meant.
@@ -90,6 +91,85 @@ def cut(targets: Int64[np.ndarray, " D"], learned: Learned, rules: Rules) -> Pie
     length = np.minimum(targets[document] - offset, context)
     pieces = Pieces(document, offset, length, learned.count(document, offset, length))
     return pieces.only(pieces.learned > 0)
+
+
+def trimmed(
+    prompt: Int64[np.ndarray, " D"], longest: Int64[np.ndarray, " D"], rules: Rules
+) -> tuple[Int64[np.ndarray, " D"], Int64[np.ndarray, " D"]]:
+    """How many tokens prompts lose at their beginning, and how many their answers may have, as the rules truncate.
+
+    A prompt with its longest answer then has no more targets than the context, where that can be: a prompt is left
+    none where too much is cut, or an answer none.
+
+    Args:
+        prompt: tokens of each prompt.
+        longest: tokens of its longest answer.
+        rules: what bounds them.
+    """
+    beyond = np.maximum(prompt + longest - 1 - rules.context, 0)
+    nothing = np.zeros_like(beyond)
+    if rules.too_long == "truncate_left":
+        return beyond, longest
+    return nothing, longest - (beyond if rules.too_long == "truncate_right" else nothing)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Prompts and their answers, all answers of all documents one after another.
+
+    Attributes:
+        document: the number of each answer's document.
+        start: its first token, counted from the document's; what lies before the first answer's is the prompt.
+        end: one past its last.
+        num_documents: how many documents there are, with answers or without.
+    """
+
+    document: Int64[np.ndarray, " A"]
+    start: Int64[np.ndarray, " A"]
+    end: Int64[np.ndarray, " A"]
+    num_documents: int
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @functools.cached_property
+    def prompt(self) -> Int64[np.ndarray, " D"]:
+        """The tokens of each document's prompt."""
+        prompt = np.zeros(self.num_documents, np.int64)
+        prompt[self.document[::-1]] = self.start[::-1]  # the first of a document is written last
+        return prompt
+
+    @functools.cached_property
+    def longest(self) -> Int64[np.ndarray, " D"]:
+        """The tokens of each document's longest answer."""
+        longest = np.zeros(self.num_documents, np.int64)
+        np.maximum.at(longest, self.document, self.end - self.start)
+        return longest
+
+    @property
+    def targets(self) -> Int64[np.ndarray, " D"]:
+        """How many each document's prompt has with the longest answer."""
+        return np.maximum(self.prompt + self.longest - 1, 0)
+
+    def cut(self, learned: Learned, rules: Rules) -> Pieces:
+        """A piece a document, of each answer of which something is learned; a document of answers is never split.
+
+        Args:
+            learned: which tokens have a weight.
+            rules: how to truncate; by the others, what is longer than the context gives no piece.
+        """
+        dropped, most = trimmed(self.prompt, self.longest, rules)
+        sizes = np.clip(most[self.document], 0, self.end - self.start)
+        counts = learned.count(self.document, self.start - 1, sizes)
+        fits = self.prompt - dropped > 0
+        fits[self.document[counts == 0]] = False
+        if not rules.too_long.startswith("truncate"):
+            fits &= self.targets <= rules.context
+        kept, weighed = (
+            np.bincount(self.document, each, self.num_documents).astype(np.int64) for each in (sizes, counts)
+        )
+        pieces = Pieces(np.arange(self.num_documents), dropped, self.prompt - dropped + kept - 1, weighed)
+        return pieces.only(fits)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64
+
+LearnsFrom: TypeAlias = Literal["sequence", "answers"]
+"""What a method takes: sequences, or prompts with their answers."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,76 @@ class Tokens:
     Attributes:
         ids: m of them.
         weights: how much each counts as a target, ``>= 0``; None is one for all.
+        answers: where each answer begins, where they are a prompt and its answers, end to end.
     """
 
     ids: Int64[np.ndarray, " m"]
     weights: Float32[np.ndarray, " m"] | None = None
+    answers: tuple[int, ...] = ()
 
 
-Document: TypeAlias = Text | Completion | Conversation | Tokens
+@dataclass(frozen=True)
+class Excerpt:
+    """A text cut in two, of which the second part is learned; they are joined as they stand.
+
+    Attributes:
+        before: what is not learned.
+        text: what is.
+        turns: of a transcript, its messages: where the tokenizer has a chat template, it renders these instead.
+    """
+
+    before: str
+    text: str
+    turns: Conversation | None = None
+
+
+Path: TypeAlias = Completion | Excerpt | Conversation
+"""A prompt with one answer; messages of the prompt weigh nothing, and the answer's first one weighs something."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt and two answers, of which one is preferred.
+
+    Attributes:
+        chosen: the prompt with the answer that is preferred.
+        rejected: the same prompt with the other one.
+        values: numbers that came with the two, by name: "margin" (the pair's, for both), "score".
+        stray: the prompt that the row names, where it is not the one that the answers follow.
+    """
+
+    chosen: Path
+    rejected: Path
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    stray: str | None = None
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The prompt with each answer, by what is said of it."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prompt and one answer, which is desirable or not.
+
+    Attributes:
+        answer: the prompt with the answer.
+        desirable: whether it is.
+    """
+
+    answer: Path
+    desirable: bool
+
+    @property
+    def values(self) -> dict[str, tuple[float, ...]]:
+        """As those of a `Preference`: "desirable", 1 or 0."""
+        return {"desirable": (float(self.desirable),)}
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The prompt with the answer, by what is said of it."""
+        return {"desirable" if self.desirable else "undesirable": self.answer}
+
+
+Document: TypeAlias = Text | Completion | Conversation | Tokens | Preference | Judged

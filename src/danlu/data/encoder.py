@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +12,16 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt
 
 from danlu.data.chunks import Chunk
-from danlu.data.document import Document, Text, Tokens
+from danlu.data.document import Document, Judged, Preference, Text, Tokens
 from danlu.data.rows import Reader, content
-from danlu.data.shard import DOCUMENT, SPAN, Fault, Shard
+from danlu.data.shard import ANSWER, DOCUMENT, SPAN, VALUES, Fault, Shard
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.data.chat import Chat
 
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Encoder:
             except DataError as fault:
                 found.faults.append(Fault.of(record, fault, chunk.place))
         ids, lengths = self._encode(found)
-        documents = np.array(found.documents, DOCUMENT) if found.documents else np.zeros(0, DOCUMENT)
+        documents = np.array(found.documents, DOCUMENT)
         is_text = np.fromiter((own is None for own in found.own), bool, len(documents))
         tokens = self._with_ends(ids, lengths, documents, is_text & (lengths > 0))
-        spans = np.array(found.spans, SPAN) if found.spans else np.zeros(0, SPAN)
-        Shard.write(path, documents, spans, tokens, list(found.shapes), found.faults)
+        spans, answers = np.array(found.spans, SPAN), np.array(found.answers, ANSWER)
+        Shard.write(path, documents, spans, answers, tokens, list(found.shapes), found.faults)
 
     def encode(self, document: Document, where: str) -> Tokens:
         """The tokens of one document, as `store_chunk` would write them.
@@ -103,9 +104,12 @@ class Encoder:
             own = self._rendered(self.chat, document, where)
             num_bytes = self._learned_bytes(own)
             found.spans += _spans(own)
+        if isinstance(document, Preference | Judged) and own is not None:
+            found.answers += _answers(own, document)
         found.own.append(own)
         number = found.shapes.setdefault(shape, len(found.shapes))
-        found.documents.append((0, len(found.spans), num_bytes, record, number, digest_of(told)))
+        ends = (0, len(found.spans), len(found.answers))
+        found.documents.append((*ends, num_bytes, record, number, digest_of(told)))
 
     @staticmethod
     def _rendered(chat: Chat, document: Document, where: str) -> Tokens:
@@ -125,7 +129,7 @@ class Encoder:
         ids, lengths = self.tokenizer.encode_joined(found.texts)
         of_texts = iter(lengths.tolist())
         each = [
-            len(own.ids) if own is not None else next(of_texts) if row[2] else 0
+            len(own.ids) if own is not None else next(of_texts) if row[3] else 0
             for own, row in zip(found.own, found.documents, strict=True)
         ]
         if any(own is not None for own in found.own):
@@ -186,6 +190,7 @@ class _Found:
         own: each document's own tokens; None for a text.
         documents: `DOCUMENT` rows, their ends still open.
         spans: `SPAN` rows.
+        answers: `ANSWER` rows.
         shapes: each shape's number.
         faults: records that are no documents.
     """
@@ -194,6 +199,7 @@ class _Found:
     own: list[Tokens | None] = field(default_factory=list)
     documents: list[tuple[int, ...]] = field(default_factory=list)
     spans: list[tuple[int, int, float]] = field(default_factory=list)
+    answers: list[tuple[float, ...]] = field(default_factory=list)
     shapes: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
@@ -214,3 +220,10 @@ def _spans(tokens: Tokens) -> list[tuple[int, int, float]]:
         return []
     starts = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist()]
     return list(zip(starts, [*starts[1:], len(weights)], weights[starts].tolist(), strict=True))
+
+
+def _answers(tokens: Tokens, document: Preference | Judged) -> list[tuple[float, ...]]:
+    """Where each answer lies, and the numbers that came with it."""
+    values = zip(*(document.values.get(name, (math.nan,) * len(tokens.answers)) for name in VALUES), strict=True)
+    ends = (*tokens.answers[1:], len(tokens.ids))
+    return [(start, end, *own) for start, end, own in zip(tokens.answers, ends, values, strict=True)]

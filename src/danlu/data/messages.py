@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from danlu.data.document import Conversation, Message
-from danlu.data.fields import LARGEST, Row, as_json, as_objects, as_text, wrong_kind
+from danlu.data.fields import LARGEST, Row, as_json, as_objects, as_text, text_field, wrong_kind
 from danlu.errors import DataError, did_you_mean
 
 _ROLES = {
@@ -114,6 +114,37 @@ def read_messages(value: object, key: str, where: str, weight: float | None = No
         own = _weight(item.get("weight"), name, where) if weight is None else weight
         messages.append(Message(_ROLES[role], said, own, fields or None))
     return messages
+
+
+def with_tools(messages: Sequence[Message], row: Row, where: str) -> Conversation:
+    """A conversation of some messages, with the tools that stand beside it in a row.
+
+    Raises:
+        DataError: when `tools` is no list of objects.
+    """
+    tools = as_json(row.get("tools"), "'tools'", where) or []
+    return Conversation(tuple(messages), tuple(as_objects(tools, "'tools'", where)))
+
+
+def alpaca_prompt(row: Row, where: str) -> list[Message]:
+    """The messages of an Alpaca row before its answer: the system's, those of its history, and the user's.
+
+    Raises:
+        DataError: when a field is not text, or the history holds no pairs.
+    """
+    prompt = text_field(row, "instruction", where)
+    if row.get("input"):
+        prompt = f"{prompt}\n{text_field(row, 'input', where)}"
+    messages = [Message("system", text_field(row, "system", where))] if row.get("system") else []
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise wrong_kind("'history'", history, "a list of pairs", where)
+    for place, pair in enumerate(history, 1):
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise DataError(f"item {place} of 'history' is not a pair of texts", where=where, do="Make it one.")
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            messages.append(Message(role, as_text(said, f"item {place} of 'history'", where)))
+    return [*messages, Message("user", prompt)]
 
 
 def _fields(item: Row, name: str, where: str) -> dict[str, Any]:

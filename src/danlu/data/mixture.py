@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from danlu.data.collection import Collection
-from danlu.data.corpus import Corpus, Sample
+from danlu.data.corpus import Corpus
 from danlu.data.order import uniform
+from danlu.data.samples import AnySample
 from danlu.data.statistics import Statistics
 from danlu.data.stream import POOL_BYTES, Stream
 from danlu.errors import CheckpointError
@@ -117,7 +118,7 @@ class Joined:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> AnySample:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self._corpora[number][index - (int(self._ends[number - 1]) if number else 0)]
 
@@ -154,7 +155,7 @@ class MixtureStream:
             for portion in mixture.portions
         ]
         self._drawn = 0
-        self._next: tuple[int, Sample] | None = None
+        self._next: tuple[int, AnySample] | None = None
 
     @property
     def exhausted(self) -> bool:
@@ -179,7 +180,7 @@ class MixtureStream:
         """The targets of the samples of the pools at hand."""
         return np.concatenate([stream.lengths for stream in self._streams])
 
-    def peek(self) -> Sample:
+    def peek(self) -> AnySample:
         """The next sample, which stays the next; there must be one.
 
         Raises:
@@ -191,7 +192,7 @@ class MixtureStream:
             self._next = part, replace(sample, id=sample.id | part << _PART)
         return self._next[1]
 
-    def take(self) -> Sample:
+    def take(self) -> AnySample:
         """The next sample, which is consumed."""
         sample = self.peek()
         assert self._next is not None

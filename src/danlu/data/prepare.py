@@ -15,6 +15,7 @@ from danlu.data.collection import Collection
 from danlu.data.config import DataConfig, Part
 from danlu.data.corpus import Corpus
 from danlu.data.cutting import Rules
+from danlu.data.document import LearnsFrom
 from danlu.data.encoder import Encoder
 from danlu.data.files import resolve
 from danlu.data.index import index
@@ -73,13 +74,16 @@ class Data:
         return DataSource(stream, step_samples=config.step_samples, step_tokens=config.step_tokens)
 
 
-def open_documents(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None) -> Documents:
+def open_documents(
+    config: DataConfig, seed: int, tokenizer: Tokenizer | None = None, *, learns_from: LearnsFrom = "sequence"
+) -> Documents:
     """Index what a recipe names.
 
     Args:
         config: the recipe's `data`.
         seed: decides which documents a fraction holds out.
         tokenizer: the model's own, in place of the recipe's.
+        learns_from: what the recipe's method takes; rows that are something else are refused.
 
     Raises:
         DataError: when the data cannot be read as it is.
@@ -88,30 +92,33 @@ def open_documents(config: DataConfig, seed: int, tokenizer: Tokenizer | None = 
     """
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = Tokenizer.load(config.tokenizer)
-    chosen = tokenizer or _trained_tokenizer(config)
+    chosen = tokenizer or _trained_tokenizer(config, learns_from)
     fraction = config.held_out if isinstance(config.held_out, float) else 0.0
     rules = Rules(config.context, config.too_long, fraction, seed if fraction else 0)
     parts = config.parts
-    train = tuple(_collection(config, part, chosen, rules, len(parts)) for part in parts)
+    train = tuple(_collection(config, part, chosen, rules, learns_from, len(parts)) for part in parts)
     if config.held_out is None or isinstance(config.held_out, float):
         return Documents(chosen, train, None)
     own = Rules(config.context, config.too_long)
-    return Documents(chosen, train, _collection(config, Part(files=config.held_out), chosen, own))
+    return Documents(chosen, train, _collection(config, Part(files=config.held_out), chosen, own, learns_from))
 
 
-def build_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None) -> Data:
+def build_data(
+    config: DataConfig, seed: int, tokenizer: Tokenizer | None = None, *, learns_from: LearnsFrom = "sequence"
+) -> Data:
     """Index what a recipe names, and encode what is to be measured on.
 
     Args:
         config: the recipe's `data`.
         seed: decides which documents a fraction holds out.
         tokenizer: the model's own, in place of the recipe's.
+        learns_from: what the recipe's method takes: samples are a `Sample` or an `Answers` each.
 
     Raises:
         DataError: when what is measured on cannot be read as it is.
         CheckpointError, RecipeError: as `open_documents`.
     """
-    documents = open_documents(config, seed, tokenizer)
+    documents = open_documents(config, seed, tokenizer, learns_from=learns_from)
     parts, collections = config.parts, documents.train
     portions = [
         Portion(made, part.weight or made.num_documents, part.seed, part.epochs)
@@ -136,8 +143,9 @@ def build_encoder(
     train_on: Sequence[str] = ("assistant",),
     add_bos: bool = True,
     add_eos: bool = True,
+    learns_from: LearnsFrom = "sequence",
 ) -> Encoder:
-    """What makes tokens of rows, from what a recipe says of them; see `DataConfig`.
+    """What makes tokens of rows, from what a recipe says of them; see `DataConfig` and `Reader`.
 
     Raises:
         RecipeError: when `field` is no template.
@@ -145,16 +153,19 @@ def build_encoder(
         UnsupportedError: when it cannot be told which one is meant.
     """
     if field is not None:
-        return Encoder(tokenizer, add_bos, add_eos, Reader(Template.parse(field)))
+        return Encoder(tokenizer, add_bos, add_eos, Reader(Template.parse(field), learns_from=learns_from))
     if chat_template is None:
         template = ChatTemplate.of(tokenizer.files, "tokenizer")
     else:
         template = resolve_template(chat_template, tokenizer)
     chat = Chat(tokenizer, template, tuple(train_on), add_bos, add_eos)
-    return Encoder(tokenizer, add_bos, add_eos, Reader(fields=tuple((fields or {}).items())), chat)
+    reader = Reader(fields=tuple((fields or {}).items()), learns_from=learns_from)
+    return Encoder(tokenizer, add_bos, add_eos, reader, chat)
 
 
-def _collection(config: DataConfig, part: Part, tokenizer: Tokenizer, rules: Rules, parts: int = 1) -> Collection:
+def _collection(
+    config: DataConfig, part: Part, tokenizer: Tokenizer, rules: Rules, learns_from: LearnsFrom, parts: int = 1
+) -> Collection:
     field, fields = _reading(config, part)
     encoder = build_encoder(
         tokenizer,
@@ -164,6 +175,7 @@ def _collection(config: DataConfig, part: Part, tokenizer: Tokenizer, rules: Rul
         train_on=config.train_on,
         add_bos=config.add_bos,
         add_eos=config.add_eos,
+        learns_from=learns_from,
     )
     workers = -(-(config.workers or os.cpu_count() or 1) // parts)  # each part has its own
     return Collection.open(
@@ -185,8 +197,9 @@ def _held_out(collections: Sequence[Collection], limit: int) -> Corpus | Joined:
     return Joined(found)
 
 
-def _trained_tokenizer(config: DataConfig) -> Tokenizer:
-    return _trained([(part.files, *_reading(config, part)) for part in config.parts], config.vocab_size, config.cache)
+def _trained_tokenizer(config: DataConfig, learns_from: LearnsFrom) -> Tokenizer:
+    parts = [(part.files, *_reading(config, part)) for part in config.parts]
+    return _trained(parts, config.vocab_size, config.cache, learns_from)
 
 
 def _reading(config: DataConfig, part: Part) -> tuple[str | None, Mapping[str, str] | None]:
@@ -223,12 +236,14 @@ def _trained(
     parts: Sequence[tuple[str | Sequence[str], str | None, Mapping[str, str] | None]],
     vocab_size: int,
     cache: str | Path | None,
+    learns_from: LearnsFrom = "sequence",
 ) -> Tokenizer:
     """The same of several parts, of each an equal share: its files, `field` and `fields`."""
     folder = store.cache_folder(cache)
     read: list[str] = []
     for files, field, fields in parts:
-        reader = Reader(None if field is None else Template.parse(field), tuple((fields or {}).items()))
+        template = None if field is None else Template.parse(field)
+        reader = Reader(template, tuple((fields or {}).items()), learns_from)
         read += _first_texts(resolve(files), reader, folder, TRAINING_BYTES // len(parts))
     state = hashlib.blake2b(repr((_VERSION, vocab_size, [len(text) for text in read])).encode(), digest_size=16)
     for text in read:

@@ -11,8 +11,19 @@ import numpy as np
 
 from danlu.data import columnar
 from danlu.data.chunks import Chunk, first_line
-from danlu.data.document import Completion, Conversation, Document, Text, Tokens
-from danlu.data.shapes import recognise
+from danlu.data.document import (
+    Completion,
+    Conversation,
+    Document,
+    Excerpt,
+    Judged,
+    LearnsFrom,
+    Path,
+    Preference,
+    Text,
+    Tokens,
+)
+from danlu.data.shapes import not_answers, recognise
 from danlu.data.template import Template
 from danlu.errors import DataError
 
@@ -27,10 +38,12 @@ class Reader:
     Attributes:
         template: makes a text of its fields; without one, what the row is shows in its shape.
         fields: names in a row for the names that its shape would have, in pairs.
+        learns_from: what rows are to be: sequences, or prompts with their answers. Blank lines are neither.
     """
 
     template: Template | None = None
     fields: tuple[tuple[str, str], ...] = ()
+    learns_from: LearnsFrom = "sequence"
 
     def read(self, chunk: Chunk) -> Iterator[tuple[str, Document] | DataError]:
         """The shape and document of each record in order; of one that is none, what is wrong with it.
@@ -54,14 +67,19 @@ class Reader:
             raise DataError("a text of the row is not UTF-8", where=where, do="Write the column as UTF-8.")
         if isinstance(row, bytes):
             text = _decode(row, where)
-            if kind == "text":
-                return TEXT, Text(text)
-            if not text or text.isspace():
+            if not text or (text.isspace() and kind != "text"):
                 return TEXT, Text("")
+            if kind == "text":
+                return self._text(text, where)
             row = _parse(text, where, kind)
         if self.template is not None:
-            return TEXT, Text(self.template.render(row, where))
-        return recognise(row, where, dict(self.fields) or None)
+            return self._text(self.template.render(row, where), where)
+        return recognise(row, where, dict(self.fields) or None, learns_from=self.learns_from)
+
+    def _text(self, text: str, where: str) -> tuple[str, Document]:
+        if self.learns_from == "answers":
+            raise not_answers(TEXT, where)
+        return TEXT, Text(text)
 
 
 def raw_rows(chunk: Chunk) -> list[Any]:
@@ -82,16 +100,29 @@ def content(document: Document) -> bytes:
     if isinstance(document, Tokens):
         weights = b"" if document.weights is None else document.weights.astype("<f4").tobytes()
         return document.ids.astype("<i8").tobytes() + weights
-    if isinstance(document, Completion):
-        said: list[Any] = [document.prompt, document.completion]
+    if isinstance(document, Preference | Judged):
+        said = [[_said(path) for path in document.paths.values()], document.values]
     else:
-        said = [[[message.as_dict(), message.weight] for message in document.messages], document.tools]
+        said = _said(document)
     return json.dumps(said, ensure_ascii=False, default=_plain).encode()
 
 
-def texts(document: Document) -> Iterator[str]:
-    """What a tokenizer may learn from."""
-    if isinstance(document, Text):
+def _said(path: Path) -> list[Any]:
+    if isinstance(path, Completion):
+        return [path.prompt, path.completion]
+    if isinstance(path, Excerpt):
+        return [path.before, path.text]
+    return [[[message.as_dict(), message.weight] for message in path.messages], path.tools]
+
+
+def texts(document: Document | Path) -> Iterator[str]:
+    """What a tokenizer may learn from; of answers to one prompt, this as often as there are answers."""
+    if isinstance(document, Preference | Judged):
+        for path in document.paths.values():
+            yield from texts(path)
+    elif isinstance(document, Excerpt):
+        yield from (document.before, document.text)
+    elif isinstance(document, Text):
         yield document.text
     elif isinstance(document, Completion):
         yield from (document.prompt, document.completion)

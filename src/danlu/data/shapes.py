@@ -9,6 +9,10 @@
 | question/answer | question, answer |
 | tokens | input_ids; labels, loss_mask, assistant_masks, attention_mask |
 | text | text |
+| judged | any of the above with a prompt and an answer, and label or kto_tag |
+| preference | those of `danlu.data.shapes_of_pairs` |
+
+A row that could be several things is what the method learns from: of a pair that also has messages, `sft` takes these.
 
 References:
     OpenAI, "Chat completions", https://platform.openai.com/docs/api-reference/chat; ShareGPT's and Alpaca's fields are
@@ -17,14 +21,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from danlu.data.document import Completion, Conversation, Document, Message, Text, Tokens
-from danlu.data.fields import LARGEST, Row, as_json, as_objects, as_text, text_field, wrong_kind
-from danlu.data.messages import LISTS, REASONING, check, read_messages
+from danlu.data.document import Completion, Conversation, Document, LearnsFrom, Message, Text, Tokens
+from danlu.data.fields import LARGEST, Row, text_field, wrong_kind
+from danlu.data.messages import LISTS, REASONING, alpaca_prompt, check, read_messages, with_tools
+from danlu.data.shapes_of_pairs import BESIDE, LABELS, SIDES, is_judged, is_pair, judged, read_pair
 from danlu.data.template import Template
 from danlu.errors import DataError, RecipeError, did_you_mean
 
@@ -32,13 +37,19 @@ _INSIDE = ("role", "content", "from", "value", "weight", "name", "tool_calls", "
 _MASKS = ("labels", "loss_mask", "assistant_masks", "attention_mask")
 _OUTSIDE = (
     *(*LISTS, "tools", "system", "instruction", "input", "output", "history", "prompt", "completion", "response"),
-    *("question", "answer", "input_ids", *_MASKS, "text"),
+    *("question", "answer", "input_ids", *_MASKS, "text", *SIDES, *LABELS, *BESIDE),
 )
+_OF_MESSAGES = (*LISTS, "prompt", "completion", "response", *SIDES)
 _NOT_LEARNED = -100
 
 
 def recognise(
-    row: Row, where: str, fields: Mapping[str, str] | None = None, *, complete: bool = True
+    row: Row,
+    where: str,
+    fields: Mapping[str, str] | None = None,
+    *,
+    complete: bool = True,
+    learns_from: LearnsFrom = "sequence",
 ) -> tuple[str, Document]:
     r"""The shape of a row, and its document.
 
@@ -47,9 +58,10 @@ def recognise(
         where: its ``file:line``, for errors.
         fields: for rows of other names: a field of the table above -> the row's own, or a template of its own.
         complete: whether a conversation must have something to learn at its end; false for one to be continued.
+        learns_from: what is looked for: sequences, or prompts with their answers.
 
     Raises:
-        DataError: when the row has no shape that is known, or a fault.
+        DataError: when the row has no shape that is known, or a fault, or is not what is looked for.
         RecipeError: when `fields` names what no shape has.
 
     Example:
@@ -60,6 +72,42 @@ def recognise(
     """
     mapped = _mapped(row, fields, where) if fields else row
     held = {key: value for key, value in mapped.items() if value is not None}
+    if learns_from == "answers":
+        return _answered(mapped, held, where)
+    found = _sequence(mapped, held, where, complete)
+    if found is None and is_pair(held):
+        do = 'Set method=dpo or another for answers, or data.fields={"prompt": "prompt", "completion": "chosen"}.'
+        what = "the row is a pair of a chosen and a rejected answer, and the method learns from sequences"
+        raise DataError(what, where=where, do=do)
+    if found is None:
+        raise _unknown(mapped, where)
+    if is_judged(held) and isinstance(found[1], Completion | Conversation):
+        do = "Set method=kto or another for answers, or name in data.fields what is to be learned as it is."
+        raise DataError("the row's answer is judged, and the method learns from sequences", where=where, do=do)
+    return found
+
+
+def _answered(mapped: Row, held: Row, where: str) -> tuple[str, Document]:
+    """A pair, or an answer that is judged."""
+    if any(side in mapped for side in SIDES):
+        return read_pair(held, where)
+    found = _sequence(mapped, held, where, complete=True)
+    if found is None:
+        raise _unknown(mapped, where)
+    shape, document = found
+    if isinstance(document, Completion | Conversation) and any(label in held for label in LABELS):
+        return "judged", judged(document, held, where)
+    raise not_answers(shape, where)
+
+
+def not_answers(shape: str, where: str) -> DataError:
+    """The fault of a row that is no prompt with answers, where these are learned from."""
+    do = "Set method=sft, or give rows a chosen and a rejected answer each, or a label for their answer."
+    return DataError(f"the row is of shape '{shape}', and the method learns from answers", where=where, do=do)
+
+
+def _sequence(mapped: Row, held: Row, where: str, complete: bool) -> tuple[str, Document] | None:
+    """What a row is by itself; None where its fields do not tell."""
     for seen in (held, mapped):  # a null field tells the shape only where nothing else does
         for shape, keys, read in _SHAPES:
             if all(key in seen for key in keys):
@@ -67,11 +115,15 @@ def recognise(
                 if isinstance(document, Conversation):
                     check(document, where, complete=complete)
                 return _spelling(seen) if keys[0] in LISTS else shape, document
+    return None
+
+
+def _unknown(mapped: Row, where: str) -> DataError:
     named = ", ".join(f"'{key}'" for key in list(mapped)[:12]) or "none"
-    known = {name for _, keys, _ in _SHAPES for name in keys}
+    known = {*SIDES, *(name for _, keys, _ in _SHAPES for name in keys)}
     near = next((hint for hint in (did_you_mean(name, known) for name in mapped) if hint.startswith("Did")), None)
     do = near or 'Say what they are with data.fields, as {"prompt": "its name", "completion": "its name"}.'
-    raise DataError(f"the row's fields ({named}) are of no shape that is known", where=where, do=do)
+    return DataError(f"the row's fields ({named}) are of no shape that is known", where=where, do=do)
 
 
 def _mapped(row: Row, fields: Mapping[str, str], where: str) -> Row:
@@ -81,10 +133,12 @@ def _mapped(row: Row, fields: Mapping[str, str], where: str) -> Row:
             raise RecipeError(f"data.fields names '{name}'", do=did_you_mean(name, (*_INSIDE, *_OUTSIDE)))
     mapped = {name: _taken(row, own, where) for name, own in fields.items() if name in _OUTSIDE} or dict(row)
     inside = {name: own for name, own in fields.items() if name in _INSIDE}
-    for key in LISTS:
+    for key in _OF_MESSAGES if inside else ():
         items = mapped.get(key)
-        if inside and isinstance(items, list):
+        if isinstance(items, list):
             mapped[key] = [_renamed(item, inside, where) if isinstance(item, Mapping) else item for item in items]
+        elif isinstance(items, Mapping):
+            mapped[key] = _renamed(items, inside, where)
     return mapped
 
 
@@ -108,30 +162,15 @@ def _conversation(row: Row, where: str) -> Conversation:
     messages = read_messages(row[key], key, where)
     if row.get("system") and not (messages and messages[0].role in ("system", "developer")):
         messages.insert(0, Message("system", text_field(row, "system", where)))
-    return _with_tools(messages, row, where)
-
-
-def _with_tools(messages: Sequence[Message], row: Row, where: str) -> Conversation:
-    tools = as_json(row.get("tools"), "'tools'", where) or []
-    return Conversation(tuple(messages), tuple(as_objects(tools, "'tools'", where)))
+    return with_tools(messages, row, where)
 
 
 def _alpaca(row: Row, where: str) -> Document:
-    prompt, output = text_field(row, "instruction", where), text_field(row, "output", where)
-    if row.get("input"):
-        prompt = f"{prompt}\n{text_field(row, 'input', where)}"
-    messages = [Message("system", text_field(row, "system", where))] if row.get("system") else []
-    history = row.get("history") or []
-    if not isinstance(history, list):
-        raise wrong_kind("'history'", history, "a list of pairs", where)
-    for place, pair in enumerate(history, 1):
-        if not (isinstance(pair, list) and len(pair) == 2):
-            raise DataError(f"item {place} of 'history' is not a pair of texts", where=where, do="Make it one.")
-        for role, said in zip(("user", "assistant"), pair, strict=True):
-            messages.append(Message(role, as_text(said, f"item {place} of 'history'", where)))
-    if not messages:
-        return Completion(prompt, output)
-    return Conversation((*messages, Message("user", prompt), Message("assistant", output)))
+    *before, asked = alpaca_prompt(row, where)
+    output = text_field(row, "output", where)
+    if not before:
+        return Completion(str(asked.content), output)
+    return Conversation((*before, asked, Message("assistant", output)))
 
 
 def _exchange(row: Row, where: str) -> Document:
@@ -145,7 +184,7 @@ def _exchange(row: Row, where: str) -> Document:
             messages += read_messages(row[key], key, where, weight)
         else:
             messages.append(Message(role, text_field(row, key, where)))
-    return _with_tools(messages, row, where)
+    return with_tools(messages, row, where)
 
 
 def _question(row: Row, where: str) -> Document:

@@ -16,16 +16,22 @@ from danlu.data.chunks import Place
 from danlu.errors import DataError
 
 DOCUMENT = np.dtype(
-    [(name, "<i8") for name in ("end", "spans_end", "num_bytes", "record", "shape")] + [("digest", "<u8")]
+    [(name, "<i8") for name in ("end", "spans_end", "answers_end", "num_bytes", "record", "shape")]
+    + [("digest", "<u8")]
 )
-"""A row a document: where its tokens and its spans end, the UTF-8 bytes that are learned of it, its place in the chunk,
-its shape's number, and a hash of its content."""
+"""A row a document: where its tokens, its spans and its answers end, the UTF-8 bytes that are learned of it, its place
+in the chunk, its shape's number, and a hash of its content."""
 
 SPAN = np.dtype([("start", "<i8"), ("end", "<i8"), ("weight", "<f8")])
 """Tokens of a document, counted from its first, that weigh the same. A document without spans weighs one throughout;
 the spans of any other cover all of it."""
 
-_HEAD_INTEGERS = 6  # documents, spans, bytes of names and faults, largest token, bytes a token, and one to keep
+VALUES = ("desirable", "margin", "score")
+ANSWER = np.dtype([("start", "<i8"), ("end", "<i8"), *((name, "<f8") for name in VALUES)])
+"""A row an answer: its tokens, counted from its document's first, and numbers that came with it, NaN where none did.
+What lies before a document's first answer is the prompt of all its answers."""
+
+_HEAD_INTEGERS = 6  # documents, spans, bytes of names and faults, largest token, bytes a token, answers
 _LINE = re.compile(r"(.*?):(\d+)(.*)", re.DOTALL)
 
 
@@ -69,6 +75,7 @@ class Shard:
         place: where the documents were read.
         documents: one `DOCUMENT` row each.
         spans: `SPAN` rows, those of a document together.
+        answers: `ANSWER` rows, those of a document together.
         shapes: the names of the documents' shapes.
         faults: records that are no documents.
         max_token: the largest token id.
@@ -79,6 +86,7 @@ class Shard:
     place: Place
     documents: np.ndarray
     spans: np.ndarray
+    answers: np.ndarray
     shapes: tuple[str, ...]
     faults: tuple[Fault, ...]
     max_token: int
@@ -91,20 +99,24 @@ class Shard:
         if content is None:
             return None
         at = 8 * _HEAD_INTEGERS
-        count, spans, notes, max_token, token_bytes, _ = np.frombuffer(content, "<i8", _HEAD_INTEGERS).tolist()
+        count, spans, notes, max_token, token_bytes, answers = np.frombuffer(content, "<i8", _HEAD_INTEGERS).tolist()
         documents = np.frombuffer(content, DOCUMENT, count, offset=at).copy()
         at += documents.nbytes
         weights = np.frombuffer(content, SPAN, spans, offset=at).copy()
         at += weights.nbytes
+        answered = np.frombuffer(content, ANSWER, answers, offset=at).copy()
+        at += answered.nbytes
         said: dict[str, Any] = json.loads(bytes(content[at : at + notes]))
         faults = tuple(Fault(*fault) for fault in said["faults"])
-        return cls(path, place, documents, weights, tuple(said["shapes"]), faults, max_token, token_bytes)
+        shapes = tuple(said["shapes"])
+        return cls(path, place, documents, weights, answered, shapes, faults, max_token, token_bytes)
 
     @staticmethod
     def write(
         path: Path,
         documents: np.ndarray,
         spans: np.ndarray,
+        answers: np.ndarray,
         tokens: np.ndarray,
         shapes: Sequence[str],
         faults: Sequence[Fault],
@@ -116,8 +128,8 @@ class Shard:
         """
         notes = json.dumps({"shapes": shapes, "faults": faults}).encode()
         notes += b" " * (-len(notes) % 8)
-        head = [len(documents), len(spans), len(notes), tokens.max(initial=0), tokens.itemsize, 0]
-        parts = (np.array(head, "<i8"), documents, spans)
+        head = [len(documents), len(spans), len(notes), tokens.max(initial=0), tokens.itemsize, len(answers)]
+        parts = (np.array(head, "<i8"), documents, spans, answers)
         store.write(path, [*(part.tobytes() for part in parts), notes, tokens.tobytes()])
 
     def map_tokens(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from danlu.data.corpus import Sample
+from danlu.data.samples import AnySample
 from danlu.data.stream import Samples
 from danlu.errors import RecipeError
 
@@ -52,9 +52,9 @@ class DataSource:
         """The targets of the samples that are at hand: of small data all of them."""
         return self._samples.lengths
 
-    def draw(self) -> list[Sample]:
+    def draw(self) -> list[AnySample]:
         """The samples of the next step; fewer at the end of the last pass, and none after it."""
-        step: list[Sample] = []
+        step: list[AnySample] = []
         tokens = 0
         while len(step) != self._step_samples and not self._samples.exhausted:
             tokens += self._samples.peek().num_targets

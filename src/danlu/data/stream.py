@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Int64
 
-from danlu.data.corpus import Corpus, Sample
+from danlu.data.corpus import Corpus
 from danlu.data.order import permutation, pools
+from danlu.data.samples import AnySample
 from danlu.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ class Samples(Protocol):
         """The targets of the samples that are at hand."""
         ...
 
-    def peek(self) -> Sample:
+    def peek(self) -> AnySample:
         """The next sample, which stays the next."""
         ...
 
-    def take(self) -> Sample:
+    def take(self) -> AnySample:
         """The next sample, which is consumed."""
         ...
 
@@ -103,7 +104,7 @@ class Stream:
         self._open: tuple[int, int] | None = None
         self._corpus: Corpus | None = None
         self._order: Int64[np.ndarray, " S"] = np.zeros(0, np.int64)
-        self._next: Sample | None = None
+        self._next: AnySample | None = None
 
     @property
     def exhausted(self) -> bool:
@@ -126,7 +127,7 @@ class Stream:
         self._settle()
         return np.zeros(0, np.int64) if self._corpus is None else self._corpus.lengths
 
-    def peek(self) -> Sample:
+    def peek(self) -> AnySample:
         """The next sample, which stays the next; there must be one.
 
         Raises:
@@ -138,7 +139,7 @@ class Stream:
             self._next = self._corpus[int(self._order[self.progress.position])]
         return self._next
 
-    def take(self) -> Sample:
+    def take(self) -> AnySample:
         """The next sample, which is consumed."""
         sample, now = self.peek(), self.progress
         self.progress = replace(

@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch.distributed as dist
+
 from danlu.engine import folders
 from danlu.engine.manifest import Entry, read_manifest, require_whole, sync, write_manifest
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.staging import STATE, Snapshot, Stage
-from danlu.errors import CheckpointError, RunError
+from danlu.errors import CheckpointError, RunError, UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.engine.stored import Saved
@@ -42,6 +44,7 @@ class Written:
         best: whether it was the best.
         staged_seconds: for how long the run was held up.
         written_seconds: from then until it was there.
+        busy_seconds: of these, what writing took of a processor.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Written:
     best: bool
     staged_seconds: float
     written_seconds: float
+    busy_seconds: float
 
 
 class Checkpoints:
@@ -140,7 +144,11 @@ class Checkpoints:
         Raises:
             CheckpointError: when there is none, or a file of it is absent, cut short or altered; the one before is
             named.
+            UnsupportedError: when this build of torch cannot read any.
         """
+        if not dist.is_available():
+            what = "this build of torch has no torch.distributed, by which checkpoints are read"
+            raise UnsupportedError(what, do="Install a build that has it.")
         from danlu.engine.stored import Saved  # brings half a second of imports, which only reading needs
 
         self.wait()
@@ -190,7 +198,7 @@ class Checkpoints:
         return wanted, f"Resume from the one before with --step {earlier[-1]}." if earlier else _NONE_BEFORE
 
     def _run(self, writing: _Writing, staged: float) -> None:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.thread_time()
         try:
             _give_way()
             writing.run()
@@ -198,7 +206,8 @@ class Checkpoints:
             self._fault = error
         else:
             path, seconds = folders.of_step(self.folder, writing.step), time.perf_counter() - start
-            self._finished.append(Written(writing.step, path, writing.best, staged, seconds))
+            worked = time.thread_time() - busy
+            self._finished.append(Written(writing.step, path, writing.best, staged, seconds, worked))
 
 
 @dataclass(frozen=True)

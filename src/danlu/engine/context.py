@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
-from danlu.engine.ranks import PATIENCE, LostError, Ranks
+from danlu.engine.ranks import Ranks
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
 from danlu.parts.attention_ring import Ring, RingMemory, Runs, rows_in
@@ -31,49 +31,40 @@ class ProcessRing:
     """A `danlu.parts.attention_ring.Ring` of processes.
 
     Attributes:
-        group: the processes.
+        ranks: all processes of the run.
+        group: those of them that are the ring.
         rank: which of the group this one is.
         size: how many they are.
     """
 
+    ranks: Ranks
     group: dist.ProcessGroup
     rank: int
     size: int
 
     @staticmethod
-    def of(group: dist.ProcessGroup) -> ProcessRing:
+    def of(ranks: Ranks, group: dist.ProcessGroup) -> ProcessRing:
         """The ring of all processes of a group, to which this one belongs."""
-        return ProcessRing(group, dist.get_rank(group), dist.get_world_size(group))
+        return ProcessRing(ranks, group, dist.get_rank(group), dist.get_world_size(group))
 
     def hand_on(self, given: Tensor, taken: Tensor) -> Callable[[], None]:
         """See `Ring`.
 
         Raises:
-            RunError: when a neighbour is gone; so does what is returned.
+            LostError: when a neighbour is gone; so does what is returned.
         """
         following, before = ((self.rank + step) % self.size for step in (1, -1))
         sides = (dist.isend, given, following), (dist.irecv, taken, before)
         exchanges = [dist.P2POp(way, x, group=self.group, group_peer=peer) for way, x, peer in sides]
-        try:
+        with self.ranks.lost():
             works = dist.batch_isend_irecv(exchanges)
-        except RuntimeError as error:
-            raise self._lost(error) from error
 
         def wait(given: Tensor = given) -> None:  # what is sent has to stay until it is
-            try:
+            with self.ranks.lost():
                 for work in works:
                     work.wait()
-            except RuntimeError as error:
-                raise self._lost(error) from error
 
         return wait
-
-    def _lost(self, error: RuntimeError) -> LostError:
-        reason = str(error).splitlines()[0][:200]
-        return LostError(
-            f"rank {self.rank} of a ring of {self.size} lost its neighbours: {reason}",
-            do="See which rank ended first, and why; the last checkpoint is whole.",
-        )
 
 
 def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
@@ -81,8 +72,9 @@ def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
 
     Example: of four ranks with rings of two, the first two are one ring and the others another.
     """
-    rings = [dist.new_group(list(range(first, first + size)), timeout=PATIENCE) for first in range(0, ranks.size, size)]
-    own = ProcessRing.of(rings[ranks.rank // size])
+    members = [list(range(first, first + size)) for first in range(0, ranks.size, size)]
+    rings = [dist.new_group(each, timeout=ranks.patience) for each in members]
+    own = ProcessRing.of(ranks, rings[ranks.rank // size])
     return lambda model: Ringed(model, own)
 
 

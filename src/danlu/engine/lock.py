@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -55,10 +56,6 @@ def locked(run: Path, ranks: Ranks = ALONE) -> Iterator[str | None]:
 
 def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
     """The locked file, or why there is none."""
-    try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:
-        return None, f"{run} is not locked, since this system has no flock: let no second process work in it"
     path = run / LOCK
     while True:
         try:
@@ -66,7 +63,7 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
         except OSError as error:
             raise RunError(f"the run directory cannot be locked: {error.strerror}", where=run) from error
         try:
-            flock(file, LOCK_EX | LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_at(file, path):  # the owner before removed it as it ended
                 file.close()
                 continue
@@ -74,10 +71,8 @@ def _taken(run: Path) -> tuple[IO[str] | None, str | None]:
             raised = _refusal(error, run, file)
             file.close()
             if raised is None:
-                return (
-                    None,
-                    f"{run} is not locked, since its file system has no locks: let no second process work in it",
-                )
+                what = f"{run} is not locked, since its file system has no locks"
+                return None, f"{what}: let no second process work in it"
             raise raised from None
         _held.add(file)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
@@ -135,5 +130,4 @@ def _let_go() -> None:
     _held.clear()
 
 
-if os.name == "posix":
-    os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_let_go)

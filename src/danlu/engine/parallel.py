@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from danlu.contracts import SequenceModel
+from danlu.engine.held import held
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RecipeError
 
@@ -92,10 +93,6 @@ class Parallel:
     def settle(self, model: nn.Module) -> None:
         """Put weights back the way they lie after they were only looked at."""
 
-    def held(self, tensor: Tensor) -> Tensor:
-        """What this rank holds of a parameter, a gradient or an average."""
-        return tensor
-
     def gathered(self, model: nn.Module) -> dict[str, Tensor] | None:
         """Every parameter whole, on the host of rank 0; None where the model itself holds them. All ranks must ask."""
         return None
@@ -103,7 +100,7 @@ class Parallel:
     def norms(self, parameters: Sequence[nn.Parameter]) -> Float[Tensor, " P"]:
         """The length of each one's gradient, over all of it; 0 where there is none."""
         absent = torch.zeros(0, device=parameters[0].device)
-        return torch.stack(torch._foreach_norm([absent if p.grad is None else self.held(p.grad) for p in parameters]))
+        return torch.stack(torch._foreach_norm([absent if p.grad is None else held(p.grad) for p in parameters]))
 
 
 class Replicated(Parallel):
@@ -206,10 +203,6 @@ class Sharded(Parallel):
         """See `Parallel`."""
         for part in _sharded(model):
             part.reshard()
-
-    def held(self, tensor: Tensor) -> Tensor:
-        """See `Parallel`."""
-        return tensor.to_local()  # type: ignore[attr-defined]
 
     def gathered(self, model: nn.Module) -> dict[str, Tensor]:
         """See `Parallel`."""

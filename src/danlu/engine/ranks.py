@@ -1,8 +1,8 @@
 """The processes of a run: how many, which one this is, and how they agree.
 
-`torchrun` starts them and says so in the environment; alone, a run is one process and nothing here costs anything. What
-ranks tell each other beside gradients goes through one call, `Ranks.gather`, as JSON: counts, sums, a wish to stop, a
-fault. So they always agree on what comes next, and none waits for one that went another way.
+`danlu.engine.launch` says which they are; alone, a run is one process and nothing here costs anything. What ranks tell
+each other beside gradients goes through one call, `Ranks.gather`, as JSON: counts, sums, a wish to stop, a fault. So
+they always agree on what comes next, and none waits for one that went another way.
 
 A fault of one rank is told in place of what the others expect of it next (`Ranks.together`). So whatever only some of
 them do, and may fail at, comes before a `gather` and never right before another collective.
@@ -11,20 +11,19 @@ them do, and may fail at, comes before a `gather` and never right before another
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 
-from danlu.errors import DanluError, RecipeError, RunError, error_named, name_of
+from danlu.engine.guards.words import listed
+from danlu.engine.pulse import Pulse
+from danlu.errors import DanluError, RunError, error_named, name_of
 
 T = TypeVar("T")
 
@@ -32,7 +31,6 @@ PATIENCE = timedelta(hours=1)
 """How long a rank waits for the others, who may be reading much data or writing a large model."""
 _LAST_WORDS = timedelta(minutes=2)
 """How long one that has a fault to tell waits for them."""
-_WORD = "danlu-word"
 _BETWEEN = re.compile(r"gloo|nccl|peer|connect|socket|timed out|timeout|process group", re.IGNORECASE)
 """What errors are about that arise between ranks."""
 _PLACE = re.compile(r"^\[[^]]*\] *")
@@ -54,14 +52,18 @@ class Ranks:
         size: how many there are.
         local_rank: which one of those on this machine it is.
         local_size: how many are on this machine.
+        patience: how long it waits for the others.
         group: what they talk through; None is that of the whole run.
+        pulse: what tells those that are gone from those that wait; None where nothing does.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    patience: timedelta = field(default=PATIENCE, compare=False, repr=False)
     group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
+    pulse: Pulse | None = field(default=None, compare=False, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -75,7 +77,7 @@ class Ranks:
             LostError: when a rank is gone.
             DanluError: when one has a fault to tell instead (`together`).
         """
-        return [value] if self.size == 1 else self._told([value], PATIENCE)
+        return [value] if self.size == 1 else self._told([value], self.patience)
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, as JSON carries it."""
@@ -109,7 +111,8 @@ class Ranks:
         """Give the others a fault in place of what they expect; raises the first rank's, where several have one."""
         if self.size > 1:
             with suppress(LostError):  # then its own words are the ones to tell
-                self._told([None, [name_of(fault), fault.what, fault.where, fault.do]], _LAST_WORDS)
+                words = [name_of(fault), fault.what, fault.where, fault.do]
+                self._told([None, words], min(_LAST_WORDS, self.patience))
 
     def each(self, act: Callable[[], T]) -> list[T]:
         """What an act gives on every rank, as JSON carries it; its error on one is an error on all, in the same words.
@@ -142,7 +145,7 @@ class Ranks:
         if self.size == 1:
             return self
         with self.lost():
-            return replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE))
+            return replace(self, group=dist.new_group(backend="gloo", timeout=self.patience))
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -201,46 +204,15 @@ class Ranks:
             if self.size == 1 or not (isinstance(error, dist.DistError) or _BETWEEN.search(str(error))):
                 raise
             reason = _PLACE.sub("", str(error).splitlines()[0]).split(". ")[0][:200]
-            raise LostError(
-                f"rank {self.rank} lost the others: {reason}",
-                do="See which rank ended first, and why; the last checkpoint is whole.",
-            ) from error
+            raise self._loss(reason) from error
 
-
-def _store(ranks: Ranks) -> dist.Store | None:
-    """Where ranks find each other; None is the usual place.
-
-    What a lost rank left there in one attempt must not be taken for the next one's.
-    """
-    attempt = f"danlu-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{len(_sessions)}"
-    return None if (store := _agents()) is None else dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-
-
-def _agents() -> dist.Store | None:
-    """The store of `torchrun`, which outlives an attempt."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(host, port, is_master=False, timeout=PATIENCE)  # type: ignore[attr-defined]
-
-
-def launch_began() -> float:
-    """When the run was begun, as `time.time` tells it: under `torchrun` when that was, however often it begins anew."""
-    launched_by_torchrun = "TORCHELASTIC_RESTART_COUNT" in os.environ and not _sessions
-    return psutil.Process(os.getppid()).create_time() if launched_by_torchrun else time.time()
-
-
-def leave_word(word: str) -> None:
-    """Tell later attempts of this launch, which `torchrun` makes when a process was lost."""
-    if (store := _agents()) is not None:
-        store.set(_WORD, word)
-
-
-def word_left() -> str | None:
-    """What an earlier attempt of this launch has told."""
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and not _sessions
-    store = _agents() if again else None
-    return None if store is None or not store.check([_WORD]) else store.get(_WORD).decode()
+    def _loss(self, reason: str) -> LostError:
+        gone = [] if self.pulse is None else [rank for rank in self.pulse.silent() if rank != self.rank]
+        if not gone:
+            do = "See which rank ended first, and why; the last checkpoint is whole."
+            return LostError(f"rank {self.rank} lost the others: {reason}", do=do)
+        what = f"rank {self.rank} lost rank {listed(gone, 8)}, which gives no sign of life: {reason}"
+        return LostError(what, do="See what became of it: it ended, or hangs; the last checkpoint is whole.")
 
 
 def _nothing() -> Any:
@@ -249,52 +221,3 @@ def _nothing() -> Any:
 
 ALONE = Ranks()
 """A run of one process."""
-_sessions: list[Ranks] = []
-"""Groups that this process has belonged to, and left."""
-
-
-def launched() -> Ranks:
-    """What `torchrun` says of this process.
-
-    Raises:
-        RecipeError: when what the environment says cannot be.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return ALONE
-    rank, size, local_rank, local_size = (os.environ.get(name, "") for name in names)
-    try:
-        ranks = Ranks(int(rank), int(size), int(local_rank or 0), int(local_size or 1))
-    except ValueError:
-        told = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
-        raise RecipeError(f"the environment names no ranks: {told}", do="Start with torchrun.") from None
-    if not 0 <= ranks.rank < ranks.size:
-        raise RecipeError(f"rank {ranks.rank} is none of {ranks.size}", do="Start with torchrun.")
-    return ranks
-
-
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """Within, this process belongs to its group: by gloo on a CPU, and by the accelerator's own besides.
-
-    Args:
-        device: torch's name of the device type.
-
-    Raises:
-        RecipeError: when the environment names no sound group.
-        RunError: when the others do not come, or are lost.
-    """
-    ranks = launched()
-    if ranks.size == 1 or dist.is_initialized():  # a script of one's own may have begun the group
-        yield ranks
-        return
-    backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
-    try:
-        dist.init_process_group(backend, store=_store(ranks), rank=ranks.rank, world_size=ranks.size, timeout=PATIENCE)
-    except (RuntimeError, ValueError, KeyError, dist.DistError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise RunError(f"rank {ranks.rank} could not join the others: {reason}", do="Start with torchrun.") from error
-    with ranks.lost():
-        yield ranks
-    dist.destroy_process_group()  # after a fault it would wait for what others never answer
-    _sessions.append(ranks)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from danlu.engine.held import held
 from danlu.engine.ranks import Ranks
 from danlu.tensor_file import save_tensors
 
@@ -78,8 +79,9 @@ class Stage:
         Raises:
             RunError: when a rank is gone.
         """
-        local = self._local(tensors)
-        seen = [(key, tensors[key[0]][key[1]].shape, part.shape, part.dtype) for key, part in local.items()]
+        every = {(file, name): tensor for file, named in tensors.items() for name, tensor in named.items()}
+        local = {key: held(tensor) for key, tensor in every.items()}
+        seen = [(key, every[key].shape, part.shape, part.dtype) for key, part in local.items()]
         if any(self._ranks.gather(seen != self._seen or self._offsets.keys() != tensors.keys())):
             self._offsets = {file: self._share(named) for file, named in tensors.items()}
             self._buffers = {
@@ -119,15 +121,6 @@ class Stage:
             return {"format": "pt"}
         sharding = {name: {"saved_offsets": offset} for name, offset in offsets.items()}
         return {"DCP_SHARDING_INFO": json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
-
-    def _local(self, tensors: Tensors) -> dict[tuple[str, str], Tensor]:
-        """What of each tensor is here."""
-        every = {(file, name): tensor for file, named in tensors.items() for name, tensor in named.items()}
-        if self._ranks.size == 1:
-            return every
-        from torch.distributed.tensor import DTensor
-
-        return {key: tensor.to_local() if isinstance(tensor, DTensor) else tensor for key, tensor in every.items()}
 
     def _share(self, tensors: Mapping[str, Tensor]) -> _Offsets:
         """What of a file's tensors this rank writes, and where in the whole tensor it begins."""

@@ -19,6 +19,7 @@ from danlu.batch import Batch
 from danlu.contracts import Method, SequenceModel
 from danlu.data import deal, pack
 from danlu.engine.guards.words import listed
+from danlu.engine.held import held
 from danlu.engine.parallel import Parallel
 from danlu.errors import RunError
 from danlu.random import fold, token_keys
@@ -125,7 +126,7 @@ class Updater:
         norm = torch.linalg.vector_norm(self.parallel.norms(parameters))
         length = float(norm)
         if self.clip_norm is not None and length > self.clip_norm:
-            gradients = [self.parallel.held(p.grad) for p in parameters if p.grad is not None]
+            gradients = [held(p.grad) for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self.clip_norm / (norm + _LEAST))
         return length
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from danlu.config import Config
-from danlu.recipe import Reader, set_override
+from danlu.reading import Reader, set_override
 
 
 class EvalData(Config):

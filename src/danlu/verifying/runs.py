@@ -7,7 +7,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from danlu.architecture.hub import weight_files
+from danlu.batch import Batch
 from danlu.contracts import SequenceModel
 from danlu.engine.checkpoint import Checkpoints
+from danlu.engine.context import Ringed
+from danlu.engine.launch import require_backend
 from danlu.engine.record import rows_of
-from danlu.errors import RunError
-from danlu.recipe import Recipe, dump_recipe, load_recipe
+from danlu.errors import RunError, UnsupportedError
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import Recipe
 from danlu.training import Run, resume, train
 from danlu.verifying import processes
 from danlu.verifying.gradients import step_gradient
@@ -41,23 +46,80 @@ _STRAIGHT = "straight"
 @check("1 process equals 2")
 def one_process_equals_two(subject: Subject) -> Measured:
     """The first updates end in the same weights in one process and in two."""
+    _require_processes(subject)
+    named = subject.experiment.recipe.run.parallel
+    modes = _MODES if named in ("auto", "none") else (named,)
+    measured = _beside_one(subject, {f"run.parallel={mode}": () for mode in modes})
+    return replace(measured, what=f"{measured.what}, {', '.join(modes)}")
+
+
+@check("a ring of 2 equals 1 process")
+def ring_equals_one_process(subject: Subject) -> Measured:
+    """The first updates end in the same weights where two processes share the rows of each pack."""
+    _require_processes(subject)
+    _require_shares(subject)
+    named = subject.experiment.recipe.run.parallel
+    mode = f"run.parallel={_MODES[0] if named in ('auto', 'none') else named}"
+    measured = _beside_one(subject, {f"run.context_parallel={_RANKS}": (mode,)})
+    return replace(measured, what=f"{measured.what}, each with some rows of every pack")
+
+
+def _require_processes(subject: Subject) -> None:
+    """See that several processes can run here.
+
+    Raises:
+        Inapplicable: when they cannot.
+    """
     kind = subject.experiment.device.kind
     if kind != "cpu" and torch.get_device_module(kind).device_count() < _RANKS:
         raise Inapplicable(f"There is one {kind} device here.")
-    begun = time.perf_counter()
-    alone = straight_run(subject)
-    patience = processes.patience(time.perf_counter() - begun)
-    named = subject.experiment.recipe.run.parallel
-    modes = _MODES if named in ("auto", "none") else (named,)
-    found = []
-    for mode in modes:
-        run = subject.folder / mode
-        arguments = ["train", str(alone / "recipe.yaml"), f"run.out={json.dumps(str(run))}", f"run.parallel={mode}"]
-        processes.launch(arguments, _RANKS, patience, subject.folder / f"{mode}.log")
-        found += [(error, f"With run.parallel={mode} {what}.") for error, what in _compared(subject, run, alone)]
+    try:
+        require_backend(_RANKS, kind)
+    except UnsupportedError as error:
+        raise Inapplicable(f"{error.what[0].upper()}{error.what[1:]}.") from None
+
+
+def _require_shares(subject: Subject) -> None:
+    """See that what the method asks of its models has answers that add up over ranks with some rows each.
+
+    Raises:
+        Inapplicable: when it has not; by a ring of this process alone.
+    """
+    models = {role: Ringed(model, _Alone()) for role, model in subject.updater.models.items()}
+    try:
+        with torch.no_grad():
+            subject.method.loss(models, subject.keyed(Batch.join(subject.groups)))
+    except UnsupportedError as error:
+        raise Inapplicable(str(error)) from None
+
+
+class _Alone:
+    """A ring of one."""
+
+    rank, size = 0, 1
+
+    def hand_on(self, given: Tensor, taken: Tensor) -> Callable[[], None]:
+        """See `danlu.parts.attention_ring.Ring`; a ring of one hands nothing on."""
+        raise AssertionError
+
+
+def _beside_one(subject: Subject, ways: Mapping[str, Sequence[str]]) -> Measured:
+    """A few updates in two processes beside the same in one.
+
+    Args:
+        subject: whose updates.
+        ways: by the override that is tried, what else is said with it.
+    """
+    alone, found = straight_run(subject), list[tuple[float, str]]()
+    patience = processes.patience(float(_seconds(alone).read_text()))
+    for way, others in ways.items():
+        run = subject.folder / way
+        arguments = ["train", str(alone / "recipe.yaml"), f"run.out={json.dumps(str(run))}", way, *others]
+        processes.launch(arguments, _RANKS, patience, subject.folder / f"{way}.log")
+        found += [(error, f"With {way} {what}.") for error, what in _compared(subject, run, alone)]
         shutil.rmtree(run)
     error, fault = max(found, key=lambda each: size(each[0]))
-    what = f"weights, losses and gradient norms of {_STEPS} updates, {_RANKS} processes, {', '.join(modes)}"
+    what = f"weights, losses and gradient norms of {_STEPS} updates, {_RANKS} processes"
     return Measured(what, error, SAME_RUNS, fault)
 
 
@@ -81,8 +143,15 @@ def straight_run(subject: Subject) -> Path:
     run = subject.folder / _STRAIGHT
     if not (run / "final").exists():
         shutil.rmtree(run, ignore_errors=True)
+        begun = time.perf_counter()
         _finished(train(_short(subject, run)))
+        _seconds(run).write_text(str(time.perf_counter() - begun))
     return run
+
+
+def _seconds(run: Path) -> Path:
+    """Where it is written down how long a run took."""
+    return run.with_suffix(".seconds")
 
 
 def trained_policy(subject: Subject) -> SequenceModel:

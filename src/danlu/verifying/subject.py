@@ -15,11 +15,11 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.build import assemble
 from danlu.contracts import Method, SequenceModel
-from danlu.data import Sample
 from danlu.engine.update import Updater, keyed
 from danlu.experiment import Experiment
 from danlu.random import fold
-from danlu.recipe import HubModel, Recipe, dump_recipe, load_recipe
+from danlu.reading import dump_recipe, load_recipe
+from danlu.recipe import HubModel, Recipe
 
 _FEWEST, _MOST = 2, 8
 """Samples that are looked at."""
@@ -109,7 +109,7 @@ def prepared(recipe: Recipe, folder: Path) -> Iterator[Subject]:
         DanluError: for what cannot be made, as `danlu.build.assemble`.
     """
     with closing(assemble(_plain(recipe, folder))) as experiment:
-        source, drawn = experiment.source, list[Sample]()
+        source, drawn = experiment.source, list[Any]()
         while len(drawn) < _ENOUGH and not source.exhausted:
             drawn += source.draw()
         yield Subject(experiment, few([recipe.method.group(sample) for sample in drawn]), folder)

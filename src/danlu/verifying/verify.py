@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from danlu.engine.ranks import launched
+from danlu.engine.launch import launched
 from danlu.errors import RecipeError
-from danlu.recipe import Recipe, load_recipe
+from danlu.reading import load_recipe
+from danlu.recipe import Recipe
 from danlu.verifying.checks import CHECKS
 from danlu.verifying.subject import prepared
 from danlu.verifying.verdict import Verification

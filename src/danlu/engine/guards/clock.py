@@ -22,7 +22,6 @@ class Clock:
     Args:
         max_time: seconds it may take; None is no bound, and costs nothing.
         steps: updates of the whole run, or about so many; None when no one knows.
-        step: updates done before.
         began: when the session began, by `now`; by default now.
         now: what tells the time in seconds.
     """
@@ -32,13 +31,13 @@ class Clock:
         max_time: float | None,
         steps: int | None,
         *,
-        step: int = 0,
         began: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limit, self._steps, self._step, self._now = max_time, steps, step, now
+        self._limit, self._steps, self._now = max_time, steps, now
         self._began = now() if began is None else began
         self._last = now()
+        self._step = 0
         self._saving = 0.0
         self._turns = 0
         self._recent: deque[float] = deque(maxlen=_RECENT)

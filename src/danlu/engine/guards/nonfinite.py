@@ -20,8 +20,8 @@ from torch import Tensor
 from danlu.batch import Batch
 from danlu.data import pack
 from danlu.engine.guards.watch import finite, watching
-from danlu.engine.guards.weights import local
 from danlu.engine.guards.words import listed
+from danlu.engine.held import held
 from danlu.engine.update import Updater, keyed
 from danlu.parts.compiled import is_compiling
 from danlu.random import fold
@@ -214,7 +214,7 @@ class _Tracer:
         several = len(self._learner.models) > 1
         for role, model in self._learner.models.items():
             names, values = zip(*model.named_parameters(), strict=True)
-            sound = torch.stack([torch.isfinite(local(value.detach())).all() for value in values]).tolist()
+            sound = torch.stack([torch.isfinite(held(value.detach())).all() for value in values]).tolist()
             if not all(sound):
                 name = names[sound.index(False)]
                 return f"{role}.{name}" if several else name
@@ -240,8 +240,8 @@ def _seen_first(way: Way | None, _: str | None, order: int) -> tuple[int, int]:
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    held = local(gradient)
-    return (held.coalesce().values() if held.is_sparse else held).norm()
+    here = held(gradient)
+    return (here.coalesce().values() if here.is_sparse else here).norm()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

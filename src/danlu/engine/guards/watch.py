@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from danlu.engine.guards.weights import local
+from danlu.engine.held import held
 
 
 class Seen(NamedTuple):
@@ -90,9 +90,9 @@ def watching(models: Mapping[str, nn.Module]) -> Iterator[Watch]:
 
 def finite(tensor: Tensor) -> bool:
     """Whether all of a tensor is finite, of a sharded one what is on this rank."""
-    held = local(tensor.detach())
-    held = held.coalesce().values() if held.is_sparse else held
-    return not held.is_floating_point() or bool(torch.isfinite(held).all())
+    here = held(tensor.detach())
+    here = here.coalesce().values() if here.is_sparse else here
+    return not here.is_floating_point() or bool(torch.isfinite(here).all())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

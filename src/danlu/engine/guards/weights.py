@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from danlu.engine.guards.words import listed
+from danlu.engine.held import held
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError, UnsupportedError
 from danlu.fingerprint import fingerprints as of_tensors
@@ -31,16 +31,7 @@ def trainable(model: nn.Module) -> int:
 
 def fingerprints(parameters: Iterable[Tensor]) -> list[int]:
     """Each parameter's `danlu.fingerprint`; of one that is sharded, this rank's part's."""
-    return of_tensors(local(parameter) for parameter in parameters)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this rank."""
-    if "torch.distributed.tensor" not in sys.modules:  # a slow import, and nothing can be sharded before it
-        return tensor
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return of_tensors(held(parameter) for parameter in parameters)
 
 
 class Motion:
@@ -72,7 +63,7 @@ class Motion:
         names = [name for name, has in zip(self._parameters, moved, strict=True) if not has]
         if not names:
             return None
-        pulled = [bool(g is not None and local(g).count_nonzero()) for g in (self._parameters[n].grad for n in names)]
+        pulled = [bool(g is not None and held(g).count_nonzero()) for g in (self._parameters[n].grad for n in names)]
         pulled = [any(anywhere) for anywhere in zip(*self._ranks.gather(pulled), strict=True)]
         return _unmoved(
             self._after,

@@ -6,6 +6,7 @@ Every `Row` passes once: it is counted, every check of `checks.py` sees it, and 
 |---|---|
 | what the doctor sees of a row | `row.py`, `case.py` |
 | what it looks for | `checks.py`: the list; `rules.py`: a row by itself; `surveys.py`, `copies.py`: rows among others |
+| what it looks for in pairs | `pairs.py` |
 | how it finds what is nearly the same | `near.py` |
 | what it says | `diagnosis.py`, `terminal.py`, `page.py` |
 """

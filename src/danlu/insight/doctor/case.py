@@ -8,12 +8,25 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
-from danlu.data.document import Completion, Conversation, Document, Message, Text, Tokens
+from danlu.data.cutting import Rules, trimmed
+from danlu.data.document import (
+    Completion,
+    Conversation,
+    Document,
+    Excerpt,
+    Judged,
+    Message,
+    Path,
+    Preference,
+    Text,
+    Tokens,
+)
 from danlu.insight.doctor.row import Row
 
 TooLong: TypeAlias = Literal["split", "refuse", "truncate_left", "truncate_right"]
@@ -84,9 +97,29 @@ class Case:
         return 0 if self.row.ids is None else len(self.row.ids)
 
     @property
+    def prompt(self) -> int:
+        """The tokens before its answers; 0 where it is no prompt with answers."""
+        return self.row.answers[0] if self.row.answers else 0
+
+    @property
+    def answers(self) -> list[slice]:
+        """Where its answers lie."""
+        return [slice(*bounds) for bounds in pairwise((*self.row.answers, self.num_tokens))]
+
+    @property
+    def path(self) -> int:
+        """The tokens that are bounded by the context: all, or a prompt with its longest answer."""
+        return self.prompt + max((own.stop - own.start for own in self.answers), default=self.num_tokens)
+
+    @property
     def too_long(self) -> bool:
         """Whether it has more targets than the context."""
-        return self.num_tokens - 1 > self.setting.context
+        return self.path - 1 > self.setting.context
+
+    @property
+    def policy(self) -> TooLong:
+        """What becomes of it if it is too long; answers are never split."""
+        return "refuse" if self.row.answers and self.setting.too_long == "split" else self.setting.too_long
 
     @functools.cached_property
     def targets(self) -> Int64[np.ndarray, " L"]:
@@ -95,24 +128,43 @@ class Case:
         return np.arange(1, self.num_tokens) if weights is None else np.flatnonzero(weights[1:] > 0) + 1
 
     @functools.cached_property
-    def kept(self) -> slice:
+    def kept(self) -> Int64[np.ndarray, " K"]:
         """The tokens that are left where the run truncates."""
-        if not self.too_long or not self.setting.too_long.startswith("truncate"):
-            return slice(0, self.num_tokens)
+        everything = np.arange(self.num_tokens)
+        if not self.too_long or not self.policy.startswith("truncate"):
+            return everything
+        if self.answers:
+            longest, rules = self.path - self.prompt, Rules(self.setting.context, self.policy)
+            dropped, most = trimmed(np.array([self.prompt]), np.array([longest]), rules)
+            return np.concatenate(
+                [
+                    everything[int(dropped[0]) : self.prompt],
+                    *(everything[a][: max(int(most[0]), 0)] for a in self.answers),
+                ]
+            )
         room = self.setting.context + 1
-        left = self.setting.too_long == "truncate_left"
-        return slice(self.num_tokens - room, self.num_tokens) if left else slice(0, room)
+        return everything[-room:] if self.policy == "truncate_left" else everything[:room]
 
     @functools.cached_property
+    def learned(self) -> Bool[np.ndarray, " K"]:
+        """Which of the tokens that are kept are learned; what was cut off before the first cannot predict it."""
+        learned = np.zeros(self.num_tokens, bool)
+        learned[self.targets] = True
+        learned = learned[self.kept]
+        learned[:1] = False
+        return learned
+
+    @property
     def num_learned(self) -> int:
-        """The targets among the tokens that are kept, whose first one is none."""
-        low, high = np.searchsorted(self.targets, (self.kept.start + 1, self.kept.stop))
-        return int(high - low)
+        """How many these are."""
+        return int(self.learned.sum())
 
     @property
     def lengths(self) -> list[int]:
         """The rows that each of its samples takes in a pack."""
-        left, context = self.kept.stop - self.kept.start - 1, self.setting.context
+        if self.answers:  # nothing is predicted from the last token of an answer
+            return [len(self.kept) - len(self.answers)]
+        left, context = len(self.kept) - 1, self.setting.context
         return [min(context, left - start) for start in range(0, left, context)]
 
     @functools.cached_property
@@ -122,9 +174,16 @@ class Case:
             return "unreadable"
         if not self.num_tokens:
             return "empty"
-        if self.too_long and self.setting.too_long == "refuse":
+        if self.too_long and self.policy == "refuse":
             return "refused"
-        return "used" if self.num_learned else "unlearned"
+        return "used" if self._has_all_answers and self.num_learned else "unlearned"
+
+    @property
+    def _has_all_answers(self) -> bool:
+        """Whether something is left of its prompt and to be learned of each answer, if it has answers."""
+        learned = self.kept[self.learned]
+        each = all(((learned >= own.start) & (learned < own.stop)).any() for own in self.answers)
+        return each and (not self.answers or int(self.kept[0]) < self.prompt)
 
     @functools.cached_property
     def contents(self) -> tuple[Content, ...]:
@@ -166,16 +225,31 @@ def _contents(document: Document) -> Iterator[Content]:
     match document:
         case Text(text):
             yield Content("", "", text)
-        case Completion(prompt, completion):
+        case Completion() | Conversation():
+            yield from _of_path(document)
+        case Preference() | Judged():
+            for number, (name, path) in enumerate(document.paths.items()):
+                answer = f"the {name} answer"
+                contents = _of_path(path, answer)
+                yield from (said for said in contents if not number or said.place.startswith(answer))
+        case Tokens():
+            pass
+
+
+def _of_path(path: Path, answer: str | None = None) -> Iterator[Content]:
+    """A prompt and what answers it, by what that is called."""
+    match path:
+        case Completion(prompt, said) | Excerpt(prompt, said):
             yield Content("the prompt", "user", prompt)
-            yield Content("the completion", "assistant", completion, answer=True)
+            yield Content(answer or "the completion", "assistant", said, answer=True)
         case Conversation(messages, tools):
             if tools:
                 yield Content("the tools", "system", _as_text(list(tools)))
+            asked = True
             for number, message in enumerate(messages, start=1):
-                yield from _of_message(message, f"message {number} ({message.role})")
-        case Tokens():
-            pass
+                asked &= message.weight == 0
+                place = f"message {number} ({message.role})"
+                yield from _of_message(message, place if asked or answer is None else f"{answer}, {place}")
 
 
 def _of_message(message: Message, place: str) -> Iterator[Content]:

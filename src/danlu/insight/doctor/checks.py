@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danlu.insight.doctor import rules
+from danlu.insight.doctor import pairs, rules
 from danlu.insight.doctor.copies import Copies
 from danlu.insight.doctor.finding import Check
 from danlu.insight.doctor.surveys import AnswerLengths, Languages, RepeatedAnswers
@@ -24,8 +24,13 @@ CHECKS: tuple[Check, ...] = (
     rules.written_tokens,
     rules.empty_answer,
     rules.no_end,
+    pairs.identical_pair,
+    pairs.prompt_mismatch,
+    pairs.repeated_prompt,
     Copies,
     AnswerLengths,
     RepeatedAnswers,
     Languages,
+    pairs.AnswerBias,
+    pairs.LabelBalance,
 )

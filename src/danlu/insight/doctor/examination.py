@@ -92,7 +92,7 @@ class _Count:
         self._fates[case.fate] += 1
         if case.fate == "used":
             self._samples += len(case.lengths)
-            self._tokens += case.kept.stop - case.kept.start
+            self._tokens += len(case.kept)
             self._learned += case.num_learned
 
     def side(self) -> Side:

@@ -13,7 +13,7 @@ from danlu.insight.charts import histogram_chart
 from danlu.insight.doctor.characters import visible
 from danlu.insight.doctor.diagnosis import Diagnosis
 from danlu.insight.doctor.finding import Finding, Severity
-from danlu.insight.doctor.sample import Piece, Sample
+from danlu.insight.doctor.sample import AVOIDED, Piece, Sample
 from danlu.insight.page import Fact, card, charts, pairs, policy
 from danlu.units import count, percent
 
@@ -31,8 +31,8 @@ _TOO_LONG = {
 }
 
 _STYLE = """
-:root { --learned: #d3f3dc; --special: #8b3fd9; }
-@media (prefers-color-scheme: dark) { :root { --learned: #14492a; --special: #c79bff; } }
+:root { --learned: #d3f3dc; --special: #8b3fd9; --avoided: #fbd9d6; }
+@media (prefers-color-scheme: dark) { :root { --learned: #14492a; --special: #c79bff; --avoided: #5c1f1b; } }
 .findings { width: 100%; border-collapse: collapse; }
 .findings th { text-align: left; font-weight: 400; font-size: 0.82rem; color: var(--muted); padding: 0 18px 8px 0; }
 .findings td { vertical-align: top; padding: 14px 18px 14px 0; border-top: 1px solid var(--line); }
@@ -50,6 +50,8 @@ code { font: 0.84rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberat
 .decoded small { display: block; color: var(--muted); margin-bottom: 6px; overflow-wrap: anywhere; }
 .text { color: var(--muted); }
 .learned { background: var(--learned); color: var(--ink); border-radius: 3px; }
+.avoided { background: var(--avoided); color: var(--ink); border-radius: 3px; }
+.part { display: block; font-size: 0.82rem; font-weight: 600; margin-top: 6px; }
 .special { color: var(--special); font-weight: 600; }
 """
 
@@ -64,7 +66,8 @@ _FINDINGS = Template("""<table class="findings">
 _FINDING = Template("""<tr><td class="tone $tone">$severity</td><td class="count">$count</td>
 <td><strong>$title</strong><p>$do</p><ul>$examples</ul></td></tr>""")
 _LEGEND = """<p class="legend"><span class="learned">Green is learned</span>, the rest is only read;
-<span class="special">special tokens</span> are written out.</p>"""
+<span class="special">special tokens</span> are written out.$avoided</p>"""
+_AVOIDED = ' <span class="avoided">Red is learned to be avoided</span>.'
 
 
 def write_html(diagnosis: Diagnosis, path: Path) -> Path:
@@ -95,7 +98,11 @@ def render(diagnosis: Diagnosis, plotly_js: str) -> str:
     edges, counts = [float(edge) for edge in lengths.edges], [float(count) for count in lengths.counts]
     chart = histogram_chart("lengths", "Length of rows", edges, counts, f"{words}{lengths.longest:,}.")
     shapes = tuple(Fact(visible(shape) or "unreadable", f"{num:,}") for shape, num in train.shapes.items())
-    samples = _LEGEND + f'<ol class="decoded">{"".join(map(_sample, diagnosis.samples))}</ol>'
+    avoided = any(piece.part in AVOIDED for sample in diagnosis.samples for piece in sample.pieces)
+    samples = (
+        _LEGEND.replace("$avoided", _AVOIDED * avoided)
+        + f'<ol class="decoded">{"".join(map(_sample, diagnosis.samples))}</ol>'
+    )
     sections = [
         ("Findings", card(_findings(diagnosis.findings))),
         ("Rows by shape", card(pairs("pairs", shapes)) + charts((chart,) if chart else ())),
@@ -161,10 +168,16 @@ def _finding(found: Finding) -> str:
 def _sample(sample: Sample) -> str:
     shape = visible(sample.shape) or "unreadable"
     head = f"{sample.where} · {shape} · {sample.learned:,} of {sample.tokens:,} tokens learned"
-    text = "".join(map(_piece, sample.pieces))
+    text, part = "", ""
+    for piece in sample.pieces:
+        if piece.part != part:
+            part = piece.part
+            text += f'<span class="part">{escape(part)}</span>'
+        text += _piece(piece)
     return f'<li><small>{escape(head)}</small><div class="text">{text}</div></li>'
 
 
 def _piece(piece: Piece) -> str:
-    kinds = " ".join(kind for kind, held in (("learned", piece.learned), ("special", piece.special)) if held)
+    learned = "avoided" if piece.part in AVOIDED else "learned"
+    kinds = " ".join(kind for kind, held in ((learned, piece.learned), ("special", piece.special)) if held)
     return f'<span class="{kinds}">{escape(piece.text)}</span>' if kinds else escape(piece.text)

@@ -23,6 +23,7 @@ class Row:
         weights: how much each token counts as a target, ``>= 0``; None is one for all.
         fault: why it could not be read or encoded.
         raw: the record's bytes.
+        answers: where each answer begins, if its tokens are a prompt and its answers, end to end.
     """
 
     where: str
@@ -32,3 +33,4 @@ class Row:
     weights: Float32[np.ndarray, " m"] | None = None
     fault: DataError | None = None
     raw: bytes = b""
+    answers: tuple[int, ...] = ()

@@ -49,6 +49,8 @@ def unlearned(case: Case) -> str | None:
         return "it is one token, which has nothing to be predicted from"
     if not len(case.targets):
         return f"none of its {case.num_tokens:,} tokens is learned"
+    if case.answers:
+        return f"of its {case.num_tokens:,} tokens the prompt or all that is learned of an answer is cut off"
     return f"its {len(case.targets):,} learned tokens all lie in what is cut off"
 
 
@@ -61,16 +63,16 @@ def refused(case: Case) -> str | None:
 @rule("warning", "rows cut off at the context", "Raise data.context, or split them by data.too_long=split.")
 def cut(case: Case) -> str | None:
     """Over the context, where the recipe truncates."""
-    if case.fate != "used" or not case.too_long or case.setting.too_long == "split":
+    if case.fate != "used" or not case.too_long or case.policy == "split":
         return None
-    end = "beginning" if case.setting.too_long == "truncate_left" else "end"
+    end = "beginning" if case.policy == "truncate_left" else "end"
     return f"it has {_beyond(case)}; its {end} is lost, with {len(case.targets) - case.num_learned:,} learned tokens"
 
 
 @rule("note", "rows split at the context", "Raise data.context where a row should be seen whole.")
 def split(case: Case) -> str | None:
     """Over the context, where the recipe splits."""
-    if case.fate != "used" or not case.too_long or case.setting.too_long != "split":
+    if case.fate != "used" or not case.too_long or case.policy != "split":
         return None
     return f"it has {_beyond(case)}, and becomes {len(case.lengths)} samples"
 
@@ -146,12 +148,17 @@ def no_end(case: Case) -> str | None:
     """The last learned token is not one that ends a text or a turn."""
     if case.fate != "used" or not case.setting.end_ids or case.row.ids is None:
         return None
-    last = int(case.row.ids[case.targets[-1]])
-    return None if last in case.setting.end_ids else f"its last learned token is {_shown(case, last)}"
+    ends = [int(case.row.ids[own.stop - 1]) for own in case.answers] or [int(case.row.ids[case.targets[-1]])]
+    for number, last in enumerate(ends):
+        if last not in case.setting.end_ids:
+            of = "the rejected answer's" if number else "the chosen answer's" if len(ends) > 1 else "its"
+            return f"{of} last learned token is {_shown(case, last)}"
+    return None
 
 
 def _beyond(case: Case) -> str:
-    return f"{case.num_tokens:,} tokens for a context of {case.setting.context:,}"
+    answered = " with its longest answer" * bool(case.answers)
+    return f"{case.path:,} tokens{answered} for a context of {case.setting.context:,}"
 
 
 def _shown(case: Case, token: int) -> str:

@@ -9,12 +9,15 @@ from typing import final
 
 import numpy as np
 
+from danlu.data.document import Judged, Preference
 from danlu.insight.doctor.case import Case
 from danlu.insight.doctor.characters import visible
 
 _WHOLE, _KEPT = 400, 150
 """A stretch of more tokens is shown by its beginning and its end."""
 _MOST_PIECES = 60
+AVOIDED = ("rejected", "undesirable")
+"""The answers that are learned to be avoided."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Piece:
         text: what they say, as it can be shown.
         learned: whether they are learned, or only read.
         special: whether it is a special token.
+        part: of a prompt with answers, which it is of: "prompt", "chosen", "rejected", "desirable", "undesirable".
     """
 
     text: str
     learned: bool
     special: bool = False
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,17 @@ class Samples:
 
 def sample_of(case: Case) -> Sample:
     """A row as it will be trained on, decoded."""
-    row = case.row
+    row, learned = case.row, case.learned
     ids = (np.zeros(0, np.int64) if row.ids is None else row.ids)[case.kept]
-    learned = np.zeros(case.num_tokens, bool)
-    learned[case.targets] = True
-    learned = learned[case.kept]
-    learned[:1] = False  # what was cut before it cannot predict it
     special = np.isin(ids, list(case.setting.special_ids))
-    change = (np.diff(learned) != 0) | special[1:] | special[:-1]
+    part = np.searchsorted(row.answers, case.kept, side="right")
+    change = (np.diff(learned) != 0) | special[1:] | special[:-1] | (np.diff(part) != 0)
+    names = ("prompt", *row.document.paths) if isinstance(row.document, Preference | Judged) else ("",)
     pieces: list[Piece] = []
     for stretch in np.split(np.arange(len(ids)), np.flatnonzero(change) + 1) if len(ids) else []:
         first = int(stretch[0])
         text = _decoded(case, ids[stretch].tolist())
-        pieces.append(Piece(text, bool(learned[first]), bool(special[first])))
+        pieces.append(Piece(text, bool(learned[first]), bool(special[first]), names[int(part[first])]))
     return Sample(visible(row.where), row.shape, len(ids), case.num_learned, _shortened(pieces))
 
 
@@ -103,5 +106,5 @@ def _shortened(pieces: list[Piece]) -> tuple[Piece, ...]:
     if len(pieces) <= _MOST_PIECES:
         return tuple(pieces)
     half = _MOST_PIECES // 2
-    left_out = Piece(f" … ({len(pieces) - 2 * half:,} more stretches) … ", learned=False)
+    left_out = Piece(f" … ({len(pieces) - 2 * half:,} more stretches) … ", learned=False, part=pieces[half].part)
     return (*pieces[:half], left_out, *pieces[-half:])

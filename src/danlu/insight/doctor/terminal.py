@@ -13,11 +13,12 @@ from danlu.insight.doctor.characters import visible
 from danlu.insight.doctor.diagnosis import Diagnosis
 from danlu.insight.doctor.finding import Finding, Severity
 from danlu.insight.doctor.lengths import Histogram
-from danlu.insight.doctor.sample import Piece, Sample
+from danlu.insight.doctor.sample import AVOIDED, Piece, Sample
 from danlu.units import percent
 
 _COLORS: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+_PARTS = {"chosen": "green", "desirable": "green", "rejected": "red", "undesirable": "red"}
 _EXAMPLES = 3
 
 
@@ -41,7 +42,7 @@ def show(diagnosis: Diagnosis, rich: Rich | None = None) -> None:
     for sample in diagnosis.samples:
         rich.print()
         rich.print(_heading(sample))
-        rich.print(Text.assemble(*((piece.text, _style(piece)) for piece in sample.pieces)))
+        rich.print(_decoded(sample))
 
 
 def summary_line(diagnosis: Diagnosis) -> str:
@@ -104,7 +105,19 @@ def _heading(sample: Sample) -> Text:
     return Text.assemble((sample.where, "cyan"), (learned, "dim"))
 
 
+def _decoded(sample: Sample) -> Text:
+    """The row in its colours; a prompt and its answers begin on a line each."""
+    text, part = Text(), ""
+    for piece in sample.pieces:
+        if piece.part != part:
+            part = piece.part
+            text.append("\n" * bool(text)).append(f"{part}: ", style=f"bold {_PARTS.get(part, 'cyan')}")
+        text.append(piece.text, style=_style(piece))
+    return text
+
+
 def _style(piece: Piece) -> str:
-    """Green is learned, the rest is dim; special tokens are magenta in either."""
+    """Green is learned, red is learned to be avoided, the rest is dim; special tokens are magenta in all."""
     color = "magenta" if piece.special else "default"
-    return f"bold {'bright_magenta' if piece.special else 'white'} on dark_green" if piece.learned else f"dim {color}"
+    ground = "dark_red" if piece.part in AVOIDED else "dark_green"
+    return f"bold {'bright_magenta' if piece.special else 'white'} on {ground}" if piece.learned else f"dim {color}"
