@@ -141,6 +141,15 @@ def base_directory(saved: SavedAdapter) -> Path:
     return local_directory(f"hub:{saved.base}")
 
 
+def with_base(directory: Path) -> tuple[Path, ...]:
+    """A model's directory and, behind an adapter's, that of its base.
+
+    Raises:
+        CheckpointError: when that is nowhere.
+    """
+    return (directory, base_directory(read_adapter(directory))) if is_adapter(directory) else (directory,)
+
+
 def named_base(model: str) -> str:
     """How an adapter's files name the checkpoint it belongs to: as `peft` is to look for it.
 

@@ -24,7 +24,7 @@ from danlu.errors import RecipeError, UnsupportedError
 from danlu.fingerprint import model_fingerprint
 from danlu.parts.quantized import Quantization, Quantized, num_bytes, num_weights
 from danlu.pretrained import load_pretrained
-from danlu.recipe import load_recipe
+from danlu.reading import load_recipe
 from engine.runs import QWEN3, assert_same_run, largest_difference, recipe
 from ranks import run_ranks
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from danlu.adapter.adapted import Adapters
-from danlu.adapter.hub import is_adapter, read_adapter
 from danlu.contracts import SequenceModel
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.generate.generator import complete, evaluating, generate
 from danlu.generate.sampling import MAX_NEW_TOKENS, TEMPERATURE, Sampling
 from danlu.generate.text import pieces
-from danlu.hub_files import local_directory
+from danlu.hub_files import ending_tokens, local_directory
 from danlu.packed import NO_ADAPTER, ROOT, Packed, Targets
 from danlu.parts.readout import LogProbs
-from danlu.pretrained import base_directory, load_pretrained, named_adapters
-
-_CONFIGS = ("generation_config.json", "config.json")
+from danlu.pretrained import load_pretrained, named_adapters, with_base
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,24 +245,8 @@ def _ranks(numbers: Sequence[int]) -> list[int]:
 
 def _read(*directories: Path) -> Worn:
     """The tokenizer and what ends a text, from the first directory that has them, then from an adapter's base."""
-    if is_adapter(directories[-1]):
-        directories = (*directories, base_directory(read_adapter(directories[-1])))
+    directories = (*directories[:-1], *with_base(directories[-1]))
     holding = next((directory for directory in directories if (directory / "tokenizer.json").is_file()), directories[0])
     tokenizer = Tokenizer.load(holding)
     own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return Worn(tokenizer, frozenset([*own, *_ends(directories)]))
-
-
-def _ends(directories: Sequence[Path]) -> list[int]:
-    """The tokens that a checkpoint says end a text."""
-    for file in (directory / name for directory in directories for name in _CONFIGS):
-        try:
-            config: Any = json.loads(file.read_bytes())
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            raise CheckpointError("the file is not JSON", where=file, do="Fetch it again.") from None
-        listed = config.get("eos_token_id") if isinstance(config, dict) else None
-        if listed is not None:
-            return [int(token) for token in (listed if isinstance(listed, list) else [listed])]
-    return []
+    return Worn(tokenizer, frozenset([*own, *ending_tokens(directories)]))
