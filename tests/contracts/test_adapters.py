@@ -13,7 +13,7 @@ from adapter.bases import BASES, base, checkpoint, logits, pack, stirred
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.contract import Adapter
 from danlu.adapter.hub import read_adapter, save_adapter
-from danlu.architecture.checkpoint import load_model
+from danlu.architecture.checkpoint import load_model, save_model
 from danlu.contracts import SequenceModel
 from danlu.errors import DanluError, RecipeError
 from danlu.packed import Packed, Targets
@@ -195,3 +195,22 @@ def test_a_checkpoint_is_read_where_its_adapter_says(tmp_path: Path) -> None:
     with pytest.raises(DanluError, match="base is not at"):
         load_pretrained(tmp_path / "adapter")
     assert checkpoint("llama", tmp_path / "again").is_dir()
+
+
+@pytest.mark.parametrize(("name", "number"), SAVED)
+def test_an_adapter_of_another_base_is_refused_where_it_is_read(name: str, number: int, tmp_path: Path) -> None:
+    from danlu.fingerprint import model_fingerprint
+    from danlu.pretrained import load_pretrained
+
+    model = base("llama", tmp_path / "base")
+    mark = model_fingerprint(model)
+    attached = fitting(made(name, number), model).attach(model)
+    save_adapter(attached, tmp_path / "adapter", base=str(tmp_path / "base"), fingerprint=mark)
+    for bridge in (False, True):
+        assert load_pretrained(tmp_path / "adapter", bridge=bridge).adapted is not None
+    other = base("llama", tmp_path / "other")
+    with torch.no_grad():
+        next(other.parameters())[0] += 1
+    save_model(other, tmp_path / "base")
+    with pytest.raises(DanluError, match="trained on a base with other weights than these. Give the base it belongs"):
+        load_pretrained(tmp_path / "adapter")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from danlu.adapter.targets import matching, named_modules
 from danlu.config import Config
 from danlu.contracts import SequenceModel
-from danlu.errors import CheckpointError, UnsupportedError
+from danlu.errors import CheckpointError, RecipeError, UnsupportedError
+from danlu.parts.quantized import Quantized
 from danlu.random import fold
 
 DEFAULT = "default"
@@ -77,6 +78,9 @@ class Attached(ABC):
         model.requires_grad_(False)
         self.also = matching(adapter.also_train, named_modules(model), "also_train") if adapter.also_train else []
         for module in self.also:
+            if any(isinstance(part, Quantized) for part in model.get_submodule(module).modules()):
+                what = f"'{module}' is quantised, and cannot be trained whole"
+                raise RecipeError(what, where="adapter.also_train", do="Leave it out, or model.quantize.")
             model.get_submodule(module).requires_grad_(True)
 
     @property

@@ -30,6 +30,7 @@ from danlu.parts.block import Pass, attend
 from danlu.parts.feedforward import GELUFeedForward
 from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import LayerNorm
+from danlu.parts.quantized import num_matrix_weights
 from danlu.parts.readout import Head, Readout
 from danlu.registry import export
 
@@ -211,6 +212,6 @@ class GPT2(SequenceModel):
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
         c = self.config
-        linear = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
+        linear = num_matrix_weights(self.h)
         attention = 4 * c.n_embd * c.n_layer * packed.visible_pairs()
         return 2 * len(packed) * linear + attention + 2 * num_targets * c.n_embd * (1 if c.scores else c.vocabulary)

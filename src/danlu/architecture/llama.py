@@ -32,6 +32,7 @@ from danlu.parts.block import Pass, attend
 from danlu.parts.feedforward import SwiGLU
 from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import RMSNorm
+from danlu.parts.quantized import num_matrix_weights
 from danlu.parts.readout import Head, Readout
 from danlu.parts.rope import Rotary, rotate
 from danlu.registry import export
@@ -291,7 +292,7 @@ class Llama(SequenceModel):
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
         c = self.config
-        linear = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
+        linear = num_matrix_weights(self.layers)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs
         return (
