@@ -23,12 +23,14 @@ class BridgedConfig:
         vocabulary: how many tokens there are.
         longest: the longest sequence it can position, or None.
         memory_shape: (layers, key heads, head width) of the keys it would have kept, the widest where layers differ.
+        memory_alike: whether that is the shape of every layer's keys, and of its values.
     """
 
     model_type: str
     vocabulary: int
     longest: int | None
     memory_shape: tuple[int, int, int]
+    memory_alike: bool
 
     @staticmethod
     def of(inner: Any, layers: Sequence[Layer]) -> BridgedConfig:
@@ -40,6 +42,7 @@ class BridgedConfig:
             vocabulary=embedding.num_embeddings,
             longest=_longest(inner, embedding),
             memory_shape=(len(layers), widest.groups, widest.key_width),
+            memory_alike=len({(x.groups, width) for x in layers for width in (x.key_width, x.value_width)}) == 1,
         )
 
 

@@ -98,6 +98,9 @@ class Ringed(SequenceModel):
 
     def __init__(self, inner: SequenceModel, ring: Ring) -> None:
         super().__init__()
+        if inner.adapted is not None and inner.adapted.adds_rows:
+            what = "an adapter puts rows of its own into packs, which cannot be shared out over ranks"
+            raise UnsupportedError(what, where="run.context_parallel", do="Set it to 1, or use adapter=prefix.")
         self.inner, self.ring = inner, ring
 
     def forward(self, packed: Packed, readouts: Sequence[Readout], memory: Memory | None = None) -> tuple[Any, ...]:
@@ -178,4 +181,5 @@ def pieces(packed: Packed, runs: Runs) -> Packed:
         sample=packed.sample[whose],
         keys=None if packed.keys is None else taken(packed.keys),
         adapter=None if packed.adapter is None else packed.adapter[whose],
+        key=packed.key,
     )

@@ -244,4 +244,4 @@ def keyed(batch: Batch, key: int) -> Batch:
     """The batch with a random key for every row."""
     packed = batch.packed
     keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())
-    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device)))
+    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device), key=key))

@@ -65,6 +65,7 @@ class _Active:
     prompt: int
     sample: int
     feed: Sequence[int]
+    num_kept: int = 0
     num_new: int = 0
 
 
@@ -132,7 +133,7 @@ def _check(
     max_active: int | None,
     samples: Sequence[int],
 ) -> None:
-    vocabulary, longest = model.config.vocabulary, model.config.longest
+    vocabulary, longest = model.config.vocabulary, model.longest
     if max_active is not None and max_active < 1:
         raise RecipeError(f"with max_active {max_active} nothing is ever written", do="Set it to 1 or more.")
     if len(samples) != len(prompts) or len(set(samples)) < len(samples):
@@ -168,6 +169,7 @@ def _steps(
         tokens = agree(_draw(model, cache, active, sampling))
         steps, going_on = [], []
         for sequence, token in zip(active, tokens, strict=True):
+            sequence.num_kept += len(sequence.feed)
             sequence.feed, sequence.num_new = [token], sequence.num_new + 1
             ended = _ending(sequence, token, stop, sampling)
             steps.append(Step(sequence.prompt, token, ended))
@@ -188,7 +190,7 @@ def _ending(sequence: _Active, token: int, stop: frozenset[int], sampling: Sampl
 def _draw(model: SequenceModel, cache: Cache, active: Sequence[_Active], sampling: Sampling) -> list[int]:
     """The next token of every active sequence, from one pass over what is new in each."""
     ids = [sequence.sample for sequence in active]
-    starts = [cache.length(sample) for sample in ids]
+    starts = [sequence.num_kept for sequence in active]
     stops = [start + len(sequence.feed) for start, sequence in zip(starts, active, strict=True)]
     positions = torch.cat([torch.arange(a, b) for a, b in zip(starts, stops, strict=True)])
     packed = Packed.tree(

@@ -59,6 +59,14 @@ class Readout(ABC):
         what = f"{type(self).__name__} has no answer that adds up over ranks which hold some rows each"
         raise UnsupportedError(what, do="Ask one rank that holds the whole pack.")
 
+    def moved(self, places: Int[Tensor, " T"]) -> Readout:
+        """The same of a pack in which others were put between the rows: row i has become row ``places[i]``.
+
+        Raises:
+            UnsupportedError: when it does not know.
+        """
+        raise UnsupportedError(f"{type(self).__name__} does not know of rows that an adapter puts into a pack")
+
 
 @dataclass(frozen=True)
 class Likelihood(Readout):
@@ -79,6 +87,10 @@ class Likelihood(Readout):
         starts = [0, *accumulate(stop - start for start, stop in runs)]
         parts = [self.targets.within(start, stop) for start, stop in runs]
         return replace(self, targets=Targets.join(parts, starts[:-1]))
+
+    def moved(self, places: Int[Tensor, " T"]) -> Likelihood:
+        """See `Readout`."""
+        return replace(self, targets=_moved(self.targets, places))
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> CrossEntropy:
         """The sums."""
@@ -102,6 +114,10 @@ class LogProbs(Readout):
 
     targets: Targets
 
+    def moved(self, places: Int[Tensor, " T"]) -> LogProbs:
+        """See `Readout`."""
+        return LogProbs(_moved(self.targets, places))
+
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, " M"]:
         """The log-probabilities in nats, float32."""
         rows, bias = head.scaled(hidden.index_select(0, self.targets.rows))
@@ -113,6 +129,10 @@ class Logits(Readout):
     """The logits of some rows."""
 
     rows: Int[Tensor, " R"]
+
+    def moved(self, places: Int[Tensor, " T"]) -> Logits:
+        """See `Readout`."""
+        return Logits(places[self.rows])
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R V"]:
         """The logits, in the head's precision."""
@@ -128,6 +148,14 @@ class Hidden(Readout):
 
     rows: Int[Tensor, " R"]
 
+    def moved(self, places: Int[Tensor, " T"]) -> Hidden:
+        """See `Readout`."""
+        return Hidden(places[self.rows])
+
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R D"]:
         """The hidden states, after the last normalisation."""
         return hidden[self.rows]
+
+
+def _moved(targets: Targets, places: Int[Tensor, " T"]) -> Targets:
+    return replace(targets, rows=places[targets.rows])
