@@ -12,7 +12,7 @@ import torch
 
 from danlu.adapter.hub import is_adapter
 from danlu.architecture.hub import model_directory
-from danlu.contracts import ArchitectureConfig, SequenceModel
+from danlu.contracts import SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
 from danlu.engine.guards.weights import fingerprints, total, trainable
@@ -55,8 +55,8 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             roomy = _fits_whole(recipe, ranks)
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
             policy = _model(recipe)
-            _check_fit(recipe, policy.config, data)
-            base = _adapted(recipe, policy)
+            base = _adapted(recipe, policy, data.tokenizer)
+            _check_fit(recipe, policy, data)
             trainable(policy)
             alike = _start(recipe, source, policy) if ranks.size > 1 else {}
             recompute(policy, recipe.run.recompute)
@@ -119,11 +119,11 @@ def _model(recipe: Recipe) -> SequenceModel:
     return policy
 
 
-def _adapted(recipe: Recipe, policy: SequenceModel) -> int | None:
+def _adapted(recipe: Recipe, policy: SequenceModel, tokenizer: Tokenizer) -> int | None:
     """Put the recipe's adapter into the model; the fingerprint of what it stands on, None where there is no adapter."""
     if recipe.adapter is not None:
         base = total(fingerprints(policy.parameters()))
-        recipe.adapter.attach(policy, seed=recipe.run.seed)
+        recipe.adapter.encoded(tokenizer.encode).attach(policy, seed=recipe.run.seed)
         return base
     if policy.adapted is not None:
         held = dict(policy.named_parameters())
@@ -188,7 +188,7 @@ def _precision(recipe: Recipe, device: Device) -> torch.dtype:
     return PRECISIONS[recipe.run.precision]
 
 
-def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
+def _check_fit(recipe: Recipe, model: SequenceModel, data: Data) -> None:
     """Data, model and run go together.
 
     Raises:
@@ -196,17 +196,18 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
         RecipeError: when a sample is longer than the model's positions.
     """
     try:
-        data.train.bound_tokens(config.vocabulary)
+        data.train.bound_tokens(model.config.vocabulary)
     except DataError as fault:
         raise DataError(fault.what, where=recipe.data.tokenizer or "data.tokenizer", do=fault.do) from None
-    if data.held_out is not None and data.held_out.max_token >= config.vocabulary:
+    if data.held_out is not None and data.held_out.max_token >= model.config.vocabulary:
         raise DataError(
-            f"the data hold token {data.held_out.max_token}, and the model's last is {config.vocabulary - 1}",
+            f"the data hold token {data.held_out.max_token}, and the model's last is {model.config.vocabulary - 1}",
             where=recipe.data.tokenizer or "data.tokenizer",
             do="Use the model's own tokenizer, or raise model.vocab_size.",
         )
-    if config.longest is not None and recipe.data.context > config.longest:
+    if model.longest is not None and recipe.data.context > model.longest:
+        taken = "" if model.longest == model.config.longest else ", the adapter's own left out"
         raise RecipeError(
-            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions",
+            f"data.context ({recipe.data.context}) exceeds the model's {model.longest} positions{taken}",
             do="Lower data.context.",
         )

@@ -53,6 +53,12 @@ class SequenceModel(nn.Module, ABC):
         """Each readout's answer, in order."""
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of its tokens."""
+        tables = (module for module in self.modules() if isinstance(module, nn.Embedding))
+        return next(table for table in tables if table.num_embeddings == self.config.vocabulary)
+
+    @property
     def longest(self) -> int | None:
         """The longest sequence it can position, what its adapters take up left out, or None."""
         own = self.config.longest

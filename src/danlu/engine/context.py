@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
+from danlu.engine.parallel import check_ringed
 from danlu.engine.ranks import PATIENCE, LostError, Ranks
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
@@ -98,9 +99,7 @@ class Ringed(SequenceModel):
 
     def __init__(self, inner: SequenceModel, ring: Ring) -> None:
         super().__init__()
-        if inner.adapted is not None and inner.adapted.adds_rows:
-            what = "an adapter puts rows of its own into packs, which cannot be shared out over ranks"
-            raise UnsupportedError(what, where="run.context_parallel", do="Set it to 1, or use adapter=prefix.")
+        check_ringed(inner)
         self.inner, self.ring = inner, ring
 
     def forward(self, packed: Packed, readouts: Sequence[Readout], memory: Memory | None = None) -> tuple[Any, ...]:
