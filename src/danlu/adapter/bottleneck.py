@@ -116,13 +116,13 @@ class Bottlenecks(Attached):
 
     def __init__(self, adapter: Bottleneck, model: SequenceModel, name: str, seed: int) -> None:
         super().__init__(adapter, model, name, seed)
-        adapters, width = Adapters.of(model), model.embedding.embedding_dim
+        adapters = Adapters.of(model)
         self.part = "bottleneck" if name == DEFAULT else f"bottleneck_{name}"
         self.halves: list[str] = []
         for block in block_names(model, adapter.layers):
             self.halves += _halves(model, block, adapter.after)
         for half in self.halves:
-            module = model.get_submodule(half)
+            module, width = model.get_submodule(half), _width(model, half.rpartition(".")[0])
             narrow = Narrow(width, adapter.size, adapter.activation, adapters=adapters, name=name)
             for parameter_name, parameter in narrow.named_parameters():
                 if parameter.dim() == 1:
@@ -177,3 +177,12 @@ def _halves(model: SequenceModel, block: str, after: str) -> list[str]:
         raise UnsupportedError(what, where="adapter.after", do="Use adapter=lora.")
     chosen = {"both": [attention[0], feedforward[-1]], "attention": attention, "feedforward": feedforward[-1:]}[after]
     return [f"{block}.{name}" for name in chosen]
+
+
+def _width(model: SequenceModel, block: str) -> int:
+    """That of the stream through a block, which its norms have too; an embedding may be narrower."""
+    for module in model.get_submodule(block).children():
+        sizes = [parameter.shape for parameter in module.parameters()]
+        if sizes and all(len(size) == 1 for size in sizes):
+            return sizes[0][0]
+    return model.embedding.embedding_dim
