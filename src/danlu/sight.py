@@ -56,7 +56,7 @@ class Sight:
         """The same sight with `num_keys` keys put before all others, seen from one run of query rows (default: all)."""
         return self.behind([(torch.full((num_keys,), ANYWHERE), rows or (0, len(self.query_offset)))])
 
-    def behind(self, extra: Sequence[tuple[Int[Tensor, " P"], tuple[int, int]]]) -> Sight:
+    def behind(self, extra: Sequence[tuple[Int[Tensor, " _"], tuple[int, int]]]) -> Sight:
         """The same sight with several runs of keys put before all others.
 
         Args:

@@ -39,7 +39,7 @@ def their_logits(model: Any) -> torch.Tensor:
     out = torch.zeros(len(packed), logits_width(model))
     for path, rows in packed.unroll():
         with torch.no_grad():
-            out[rows] = model(input_ids=path.tokens[None]).logits[0][-len(rows):]
+            out[rows] = model(input_ids=path.tokens[None]).logits[0]
     return out
 
 

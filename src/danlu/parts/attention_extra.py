@@ -62,7 +62,7 @@ def keyed_in_front(asked: Asked, keys: Int[Tensor, " P"]) -> Asked:
     return asked._replace(dropout=told)
 
 
-def runs_of(extra: Sequence[Extra]) -> list[tuple[Int[Tensor, " P"], tuple[int, int]]]:
+def runs_of(extra: Sequence[Extra]) -> list[tuple[Int[Tensor, " _"], tuple[int, int]]]:
     """The keys each run of rows sees, as `Sight.behind` takes them; what several runs see is there several times."""
     return [(one.offsets, run) for one in extra for run in one.runs]
 
