@@ -38,7 +38,9 @@ def checkpoint(base: str, directory: Path) -> Path:
     """A tiny checkpoint with every weight random."""
     kind = base.removeprefix("bridged-")
     if base == kind:
-        windowless = {"sliding_window": None, "layer_types": None} if kind == "llama" else {}  # as `transformers` has it
+        windowless = (
+            {"sliding_window": None, "layer_types": None} if kind == "llama" else {}
+        )  # as `transformers` has it
         made = tiny.model(kind, dtype=torch.float32, seed=7, **windowless)
         save_model(made, directory)
         return directory

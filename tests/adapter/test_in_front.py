@@ -385,7 +385,9 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
 
 def test_a_model_that_keeps_no_keys_has_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llama")
-    monkeypatch.setattr(type(model.config), "memory_shape", property(lambda _: (_ for _ in ()).throw(NotImplementedError)))
+    monkeypatch.setattr(
+        type(model.config), "memory_shape", property(lambda _: (_ for _ in ()).throw(NotImplementedError))
+    )
     with pytest.raises(UnsupportedError, match="the layers of 'llama' keep no keys"):
         PrefixTuning().attach(model)
 

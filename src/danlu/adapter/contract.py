@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -64,7 +64,7 @@ class Adapter(Config, ABC):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    def encoded(self, encode: Callable[[str], Sequence[int]]) -> Self:
+    def encoded(self, encode: Callable[[str], Iterable[int]]) -> Self:
         """The same with what it says as text given as tokens; asked for before it is attached."""
         return self
 

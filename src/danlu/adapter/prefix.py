@@ -2,8 +2,9 @@
 
     o_t = attention(q_t, [P_K; K], [P_V; V]),    P_K, P_V: [l, G, K] of each layer
 
-Every row sees them, and they are not rotated. A sequence's first token stands at position l; to a window they are the l
-tokens before it, unless `beyond_windows` exempts them. While training they are what a small network makes of l learned vectors, which trains more steadily:
+Every row sees them, and they are not rotated. A sequence's first token stands at position l; to a window they are the
+l tokens before it, unless `beyond_windows` exempts them. While training they are what a small network makes of l
+learned vectors, which trains more steadily:
 
     P = W_2 tanh(W_1 E + b_1) + b_2,    E: [l, G K],    P: [l, 2 L G K]
 

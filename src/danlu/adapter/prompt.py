@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -58,7 +58,7 @@ class PromptTuning(Adapter):
             raise ValueError(f"{what} has {len(self.tokens)} tokens for a length of {self.length}")
         return self
 
-    def encoded(self, encode: Callable[[str], Sequence[int]]) -> Self:
+    def encoded(self, encode: Callable[[str], Iterable[int]]) -> Self:
         """See `Adapter`.
 
         Raises:

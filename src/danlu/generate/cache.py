@@ -121,10 +121,10 @@ class Cache:
             places.append(torch.arange(new, new + n))
             offsets.append(torch.arange(past, past + n))
         key_offset = torch.arange(self._num_rows).repeat(self._num_slots, 1)
-        for one, (q0, q1), slot in seen:
-            num, start = len(one.offsets), slot * self._num_rows
+        for one, (q0, q1), index in seen:
+            num, start = len(one.offsets), index * self._num_rows
             calls.append([q0, q1, start, start + num, 0])
-            first[slot, :num], end[slot, :num], key_offset[slot, :num] = q0, q1, one.offsets
+            first[index, :num], end[index, :num], key_offset[index, :num] = q0, q1, one.offsets
         device, nothing = packed.tokens.device, [torch.zeros(0, dtype=torch.int64)]
         self._write = _Write(self._num_slots, self._num_rows, torch.cat(places or nothing).to(device), written)
         table, flat = torch.tensor(calls, dtype=torch.int64).reshape(-1, 5), key_offset.flatten()

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from danlu.packed import Packed
-from danlu.parts.attention import AttentionDropout, Asked, Backend, backend_for
+from danlu.parts.attention import Asked, AttentionDropout, Backend, backend_for
 from danlu.sight import Extra, Sight
 
 
