@@ -66,9 +66,9 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
             read = _policy(recipe, device)
             policy, base = read.model, read.base
-            _check_fit(recipe, policy.config, data)
             if recipe.adapter is not None:
-                recipe.adapter.attach(policy, seed=recipe.run.seed)
+                recipe.adapter.encoded(data.tokenizer.encode).attach(policy, seed=recipe.run.seed)
+            _check_fit(recipe, policy, data)
             trainable(policy)
             asked = models_beside(recipe, policy)
             alike = _start(recipe, source, {"weights": policy, **asked}) if ranks.size > 1 else {}
@@ -215,7 +215,7 @@ def _precision(recipe: Recipe, device: Device) -> torch.dtype:
     return PRECISIONS[recipe.run.precision]
 
 
-def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
+def _check_fit(recipe: Recipe, model: SequenceModel, data: Data) -> None:
     """Data, model and run go together.
 
     Raises:
@@ -223,17 +223,18 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
         RecipeError: when a sample is longer than the model's positions.
     """
     try:
-        data.train.bound_tokens(config.vocabulary)
+        data.train.bound_tokens(model.config.vocabulary)
     except DataError as fault:
         raise DataError(fault.what, where=recipe.data.tokenizer or "data.tokenizer", do=fault.do) from None
-    if data.held_out is not None and data.held_out.max_token >= config.vocabulary:
+    if data.held_out is not None and data.held_out.max_token >= model.config.vocabulary:
         raise DataError(
-            f"the data hold token {data.held_out.max_token}, and the model's last is {config.vocabulary - 1}",
+            f"the data hold token {data.held_out.max_token}, and the model's last is {model.config.vocabulary - 1}",
             where=recipe.data.tokenizer or "data.tokenizer",
             do="Use the model's own tokenizer, or raise model.vocab_size.",
         )
-    if config.longest is not None and recipe.data.context > config.longest:
+    if model.longest is not None and recipe.data.context > model.longest:
+        taken = "" if model.longest == model.config.longest else ", the adapter's own left out"
         raise RecipeError(
-            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions",
+            f"data.context ({recipe.data.context}) exceeds the model's {model.longest} positions{taken}",
             do="Lower data.context.",
         )
