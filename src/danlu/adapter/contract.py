@@ -147,6 +147,16 @@ class Attached(ABC):
         return {name: f"{PEFT_ROOT}.{hub[name]}" for name in inside}
 
 
+def part_name(kind: str, name: str) -> str:
+    """What an adapter's part of a module is called there; a module's name may have no dot in it.
+
+    Example:
+        >>> part_name("lora", "default"), part_name("lora", "v1.0")
+        ('lora', 'lora_v1%2E0')
+    """
+    return kind if name == DEFAULT else f"{kind}_{name.replace('%', '%25').replace('.', '%2E')}"
+
+
 def _parameters(model: nn.Module, module: str) -> list[str]:
     return [name for name, _ in model.get_submodule(module).named_parameters()]
 
