@@ -90,6 +90,10 @@ LORA_BOUND = Target(least=0.9)
 """How near a LoRA comes to what its matrix products allow, beside training all weights."""
 ADAPTER_SWITCHING = Target(most=1.1)
 """How much longer a pass takes where its sequences go through several adapters, over one adapter for all."""
+DPO_SPEED_UP = Target(least=3.0)
+"""Pairs a second over those of `trl`."""
+DPO_MEMORY = Target(most=0.5)
+"""Peak memory over that of `trl`."""
 GUARDS = Target(most=0.01)
 """What guards may add to an update, as a share of it."""
 FIRST_STEP_SECONDS = Target(most=20.0)

@@ -214,6 +214,45 @@ def test_overrides_set_one_key(file: Path) -> None:
     assert load_recipe(short, ["optimizer.schedule=wsd"]).optimizer.schedule == lookup("schedule", "wsd")()
 
 
+def test_a_model_may_have_roles(file: Path) -> None:
+    pairs = {**PLAIN, "method": "dpo", "run": {"steps": 6, "pack_tokens": 64}}
+    plain = load_recipe(pairs)
+    assert (plain.policy, plain.asked("reference")) == (plain.model, None)
+    other = {"name": "qwen3", "hidden_size": 32}
+    recipe = load_recipe({**pairs, "model": {"policy": pairs["model"], "reference": other}})
+    assert recipe.policy == plain.model
+    assert recipe.asked("reference") == lookup("architecture", "qwen3")(hidden_size=32)
+    assert dump_recipe(recipe)["model"].keys() == {"policy", "reference"}
+    assert load_recipe(dump_recipe(recipe)) == recipe
+    for overrides in (["model=some/dir", "model.reference=qwen3"], ["model.policy=some/dir", "model.reference=qwen3"]):
+        named = load_recipe({**pairs, "model": {"policy": "gpt2"}}, overrides)
+        assert named.policy == HubModel(path="some/dir")
+        assert named.asked("reference") == lookup("architecture", "qwen3")()
+    beside = load_recipe(pairs, ["model.reference=other/dir", "model.reference.bridge=true"])
+    assert beside.policy == plain.model
+    assert beside.asked("reference") == HubModel(path="other/dir", bridge=True)
+    assert load_recipe({**pairs, "model": {"policy": "gpt2", "reference": None}}).policy.n_embd == 768
+    larger = recipe.with_model("reference", recipe.policy)
+    assert (larger.policy, larger.asked("reference")) == (recipe.policy, recipe.policy)
+    assert plain.with_model("policy", HubModel(path="a")).model == HubModel(path="a")
+
+
+ROLE_FAULTS = [
+    ({"reference": "gpt2"}, "recipe: model: it does not name its architecture. Known: .*"),
+    ({"policy": "gpt2", "referent": "gpt2"}, "recipe: model.referent: there is no such key. Did you mean 'reference'?"),
+    ({"policy": "gpt2", "path": "a"}, "recipe: model.path: there is no such key.*"),
+    ({"policy": "gpt2", "reference": "gtp2"}, "recipe: model.reference: 'gtp2' is neither an architecture nor .*"),
+    ({"policy": {"name": "gpt2", "n_embedding": 3}}, "recipe: model.policy.n_embedding: there is no such key.*"),
+    ({"policy": {"policy": "gpt2"}}, "recipe: model.policy: it does not name its architecture. .*"),
+]
+
+
+@pytest.mark.parametrize(("model", "words"), ROLE_FAULTS)
+def test_roles_that_cannot_be_meant_are_told(model: Any, words: str) -> None:
+    found = sentence({**PLAIN, "method": "dpo", "run": {"steps": 6, "pack_tokens": 64}, "model": model})
+    assert re.fullmatch(words.replace("?", "[?]"), found), found
+
+
 OVERRIDE_FAULTS = [
     ("run.stepz=9", "run.stepz: there is no such key. Did you mean 'steps'?"),
     ("run.steps=many", "run.steps: input should be a valid integer, .*, not 'many'."),
@@ -365,7 +404,7 @@ def test_a_commented_recipe_has_every_field_with_what_it_means(name: str, file: 
             assert " ".join(info.description.split()) in running
             position += 1
     assert position > 40
-    named = [] if isinstance(recipe.model, HubModel) else ["architecture"]
+    named = [] if isinstance(recipe.policy, HubModel) else ["architecture"]
     for kind in (*named, "method", "optimizer", "schedule"):
         assert ", ".join(entry.name for entry in exported(kind)) in text
     assert yaml.safe_load(text)["run"].keys() == type(recipe.run).model_fields.keys()

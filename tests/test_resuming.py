@@ -13,7 +13,7 @@ from danlu.config import Config
 from danlu.data import Part
 from danlu.errors import RecipeError
 from danlu.reading import _kind, dump_recipe, load_recipe
-from danlu.recipe import HubModel, Recipe
+from danlu.recipe import HubModel, Recipe, Roles
 from danlu.registry import exported
 from danlu.resuming import RULES, changes, refuse_or_tell, rule_of
 from danlu.yaml_text import parse_value
@@ -28,7 +28,7 @@ def keys(config: type[Config], below: str = "") -> Iterator[str]:
         if kind is not None:
             yield f"{key}.name"
         if kind == "architecture":
-            parts.append(HubModel)
+            parts += [HubModel, Roles] if config is Recipe else [HubModel]
         for part in parts:
             yield from keys(part, f"{key}.")
         if not parts:
@@ -51,6 +51,22 @@ def test_every_field_there_is_has_a_rule_of_its_own() -> None:
     assert [key for key in KEYS if rule_of(key) is RULES[-1]] == []
     assert all(rule.told and rule.kind in ("free", "warned", "refused") for rule in RULES)
     assert rule_of("furnace.heat") is RULES[-1]
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("method.reference", "free"),
+        ("method.beta", "warned"),
+        ("model.policy.path", "warned"),
+        ("model.policy.hidden_size", "refused"),
+        ("model.reference.path", "warned"),
+        ("model.reference", "refused"),
+        ("model.reference.bridge", "refused"),
+    ],
+)
+def test_what_becomes_of_roles(key: str, kind: str) -> None:
+    assert rule_of(key).kind == kind
 
 
 def test_no_rule_is_hidden_by_one_above_it() -> None:

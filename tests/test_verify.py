@@ -32,7 +32,7 @@ from danlu.verifying import Checked, gradients, neighbours, processes, runs, ser
 from danlu.verifying.checks import CHECKS
 from danlu.verifying.subject import Subject, few, prepared
 from danlu.verifying.verdict import Check
-from engine.runs import GPT2, QWEN3, experiment, groups, recipe
+from engine.runs import GPT2, QWEN3, experiment, groups, preferring, recipe
 from test_cli import Terminal
 from test_sft import chats, checkpoint, write
 
@@ -98,6 +98,14 @@ def fails(check: Check, subject: Subject, words: str) -> None:
 
 def verdicts(found: danlu.Verification) -> dict[str, str]:
     return {checked.name: checked.verdict for checked in found.checks}
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "reward", {"name": "dpo", "reference": "precomputed"}], ids=str)
+def test_all_that_applies_holds_on_preferences(tmp_path: Path, method: Any) -> None:
+    found = danlu.verify(preferring(tmp_path, method, steps=4))
+    assert found.holds, [checked for checked in found.checks if checked.verdict == "fails"]
+    left_out = {"training_template_is_serving_template": "does not apply"}
+    assert verdicts(found) == {**dict.fromkeys(TEXT, "holds"), **left_out}
 
 
 @pytest.mark.parametrize("model", [DROPPING, {**QWEN3, "hidden_dropout": 0.2, "attention_dropout": 0.1}], ids=str)

@@ -57,6 +57,7 @@ class Batch:
         num_bytes: how many bytes of text its targets stand for; 0 where that means nothing.
         origin: where each group comes from ("file:line").
         sequences: which targets belong together, where the method asks; None elsewhere, and in an empty pack.
+        beside: what `Method.estimates` is asked about, where that is another forest than the one that is learned.
         estimates: what `Method.estimates` came to over the whole update, each divided by its count.
     """
 
@@ -66,6 +67,7 @@ class Batch:
     num_bytes: float = 0.0
     origin: tuple[str, ...] = ()
     sequences: Sequences | None = None
+    beside: Batch | None = None
     estimates: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -73,6 +75,7 @@ class Batch:
         """Several groups as one pack; none at all make an empty one."""
         starts = torch.tensor([0, *(len(g.packed) for g in groups)]).cumsum(0).tolist()
         told_apart = [g.sequences for g in groups if g.sequences is not None]
+        beside = [g.beside for g in groups if g.beside is not None]
         return Batch(
             Packed.join([g.packed for g in groups]),
             Targets.join([g.targets for g in groups], starts[:-1]),
@@ -80,6 +83,7 @@ class Batch:
             sum(g.num_bytes for g in groups),
             tuple(place for g in groups for place in g.origin),
             Sequences.join(told_apart) if told_apart else None,
+            Batch.join(beside) if beside else None,
         )
 
     def __len__(self) -> int:
@@ -87,5 +91,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
-        sequences = None if self.sequences is None else self.sequences.to(device)
-        return replace(self, packed=self.packed.to(device), targets=self.targets.to(device), sequences=sequences)
+        return replace(
+            self,
+            packed=self.packed.to(device),
+            targets=self.targets.to(device),
+            sequences=None if self.sequences is None else self.sequences.to(device),
+            beside=None if self.beside is None else self.beside.to(device),
+        )

@@ -13,6 +13,8 @@ import torch
 from danlu.adapter.hub import is_adapter
 from danlu.adapter.quantizing import quantized_kind
 from danlu.architecture.hub import model_directory
+from danlu.architecture.scorer import as_scorer
+from danlu.beside import bytes_of, mark_of, models_beside, read_model
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
@@ -27,10 +29,11 @@ from danlu.experiment import Experiment
 from danlu.fingerprint import total
 from danlu.parts.norm import LayerNorm, RMSNorm
 from danlu.parts.quantized import require
-from danlu.pretrained import Pretrained, read_pretrained
+from danlu.pretrained import Pretrained
 from danlu.random import place_key
 from danlu.reading import dump_recipe
 from danlu.recipe import HubModel, Recipe
+from danlu.registry import name_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROOMY = 0.5
@@ -61,32 +64,34 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             recipe = _resolved(recipe, data)
             roomy = _fits_whole(recipe, ranks)
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
-            read = _model(recipe, device)
+            read = _policy(recipe, device)
             policy, base = read.model, read.base
-            _check_fit(recipe, policy.config, data)
             if recipe.adapter is not None:
-                recipe.adapter.attach(policy, seed=recipe.run.seed)
+                recipe.adapter.encoded(data.tokenizer.encode).attach(policy, seed=recipe.run.seed)
+            _check_fit(recipe, policy, data)
             trainable(policy)
-            alike = _start(recipe, source, read) if ranks.size > 1 else {}
+            asked = models_beside(recipe, policy)
+            alike = _start(recipe, source, {"weights": policy, **asked}) if ranks.size > 1 else {}
+            starts = {role: mark_of(asked.get(role, policy), base) for role in recipe.method.asks}
             recompute(policy, recipe.run.recompute)
-            arm(policy, precision, compiled=recipe.run.compile)
             run = recipe.run
             mode = "ddp" if run.parallel == "auto" and quantized_kind(policy) else run.parallel
             parallel = choose(mode, ranks, policy, device.memory_bytes, ring=run.context_parallel)
+            for model in (policy, *asked.values()):
+                arm(model, precision, compiled=run.compile)
             parallel.lay_out(policy, device.torch)
+            for model in asked.values():
+                parallel.lay_out_frozen(model, device.torch)
         _require_alike(ranks, alike)
-        experiment = Experiment(recipe, device, data, source, policy, parallel, began, base)
+        experiment = Experiment(recipe, device, data, source, policy, parallel, began, base, asked, starts)
         experiment.check_prompts()
     return experiment
 
 
-def _start(recipe: Recipe, source: DataSource, read: Pretrained) -> dict[str, Any]:
+def _start(recipe: Recipe, source: DataSource, models: Mapping[str, SequenceModel]) -> dict[str, Any]:
     """What is the same on every rank where a run is one run."""
-    return {
-        "recipes": dump_recipe(recipe),
-        "data": source.state_dict(),
-        "weights": [read.base, total(fingerprints(read.model.parameters()))],
-    }
+    weights = {name: total(fingerprints(model.parameters())) for name, model in models.items()}
+    return {"recipes": dump_recipe(recipe), "data": source.state_dict(), **weights}
 
 
 def _require_alike(ranks: Ranks, start: Mapping[str, Any]) -> None:
@@ -108,37 +113,53 @@ def _own(data: DataConfig, ranks: Ranks) -> DataConfig:
 
 
 def _resolved(recipe: Recipe, data: Data) -> Recipe:
-    """The recipe with what it left open of the model: the vocabulary is the tokenizer's."""
-    if isinstance(recipe.model, HubModel) or getattr(recipe.model, "vocab_size", 0) is not None:
-        return recipe
-    return recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"vocab_size": data.tokenizer.vocab_size})}
-    )
+    """The recipe with what it left open: the vocabulary is the tokenizer's; a head that scores is made, and trained."""
+    if recipe.method.scoring and recipe.adapter is not None and "score" not in recipe.adapter.also_train:
+        also = (*recipe.adapter.also_train, "score")
+        recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"also_train": also})})
+    for role in ("policy", *recipe.method.asks):
+        named = recipe.policy if role == "policy" else recipe.asked(role)
+        if not isinstance(named, ArchitectureConfig):
+            continue
+        left_open: dict[str, Any] = {}
+        if getattr(named, "vocab_size", 0) is None:
+            left_open["vocab_size"] = data.tokenizer.vocab_size
+        if role == "policy" and recipe.method.scoring and not named.scores:
+            left_open["num_labels"] = 1
+        if left_open:
+            recipe = recipe.with_model(role, named.model_copy(update=left_open))
+    return recipe
 
 
-def _model(recipe: Recipe, device: Device) -> Pretrained:
-    """The model that a recipe names, on the host; the adapter that it is to be given is not in it yet."""
-    named = recipe.model
-    if not isinstance(named, HubModel):
-        policy = named.build()
-        named.initialize(policy, recipe.run.seed)
-        return Pretrained(policy, None)
-    adapted = is_adapter(named.directory)
-    if recipe.adapter is not None and adapted:
-        what = "the model is an adapter itself, which is trained on as it is"
-        raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
-    if named.quantize is not None:
-        if recipe.adapter is None and not adapted:
+def _policy(recipe: Recipe, device: Device) -> Pretrained:
+    """What is trained, with the head that its method needs; the adapter that it is to be given is not in it yet.
+
+    Raises:
+        RecipeError: when it is an adapter that another is to be put on, a quantised base that would be trained itself,
+            or has no head over tokens where one is needed.
+    """
+    named = recipe.policy
+    if isinstance(named, HubModel):
+        adapted = is_adapter(named.directory)
+        if recipe.adapter is not None and adapted:
+            what = "the model is an adapter itself, which is trained on as it is"
+            raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
+        if named.quantize is not None and recipe.adapter is None and not adapted:
             what = "a quantised base cannot be trained itself"
             raise RecipeError(what, where="model.quantize", do="Set adapter=lora, or leave model.quantize out.")
-        require(named.quantize, device.torch)
-    return read_pretrained(
-        named.directory,
-        trust_remote_code=named.trust_remote_code,
-        bridge=named.bridge,
-        quantize=named.quantize,
-        fingerprinted=recipe.adapter is not None,
-    )
+        if named.quantize is not None:
+            require(named.quantize, device.torch)
+    read = read_model(named, recipe.run.seed, fingerprinted=recipe.adapter is not None)
+    policy = read.model
+    if recipe.method.scoring:
+        if policy.adapted is not None and not policy.config.scores:
+            what = "the model is an adapter of a language model, which has no head that scores"
+            raise RecipeError(what, where="model", do="Merge it first: danlu export --merge.")
+        return Pretrained(as_scorer(policy, recipe.run.seed), read.base)
+    if policy.config.scores:
+        what = f"the model scores sequences, and {name_of(type(recipe.method))} learns to predict tokens"
+        raise RecipeError(what, where="model", do="Give a language model, or set method=reward.")
+    return read
 
 
 @contextmanager
@@ -152,20 +173,16 @@ def _closed_on_fault(data: Data) -> Iterator[None]:
 
 def model_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """The tokenizer of the checkpoint that a recipe starts from, unless it names another."""
-    if isinstance(recipe.model, HubModel) and recipe.data.tokenizer is None:
-        return Tokenizer.load(model_directory(recipe.model.directory))
+    if isinstance(recipe.policy, HubModel) and recipe.data.tokenizer is None:
+        return Tokenizer.load(model_directory(recipe.policy.directory))
     return None
 
 
 def _fits_whole(recipe: Recipe, ranks: Ranks) -> bool:
-    """Whether every rank of a machine may have the whole model on the host at once, which is quicker than in turn."""
+    """Whether every rank of a machine may have whole models on the host at once, which is quicker than in turn."""
     if ranks.local_size == 1:
         return True
-    if isinstance(recipe.model, HubModel):
-        held = 2 * sum(file.stat().st_size for file in recipe.model.directory.glob("*.safetensors"))  # as float32
-    else:
-        with torch.device("meta"):
-            held = 4 * sum(p.numel() for p in recipe.model.build().parameters())
+    held = sum(map(bytes_of, (recipe.policy, *(recipe.asked(role) or recipe.policy for role in recipe.method.asks))))
     return ranks.local_size * held < _ROOMY * psutil.virtual_memory().available
 
 
@@ -198,7 +215,7 @@ def _precision(recipe: Recipe, device: Device) -> torch.dtype:
     return PRECISIONS[recipe.run.precision]
 
 
-def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
+def _check_fit(recipe: Recipe, model: SequenceModel, data: Data) -> None:
     """Data, model and run go together.
 
     Raises:
@@ -206,17 +223,18 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
         RecipeError: when a sample is longer than the model's positions.
     """
     try:
-        data.train.bound_tokens(config.vocabulary)
+        data.train.bound_tokens(model.config.vocabulary)
     except DataError as fault:
         raise DataError(fault.what, where=recipe.data.tokenizer or "data.tokenizer", do=fault.do) from None
-    if data.held_out is not None and data.held_out.max_token >= config.vocabulary:
+    if data.held_out is not None and data.held_out.max_token >= model.config.vocabulary:
         raise DataError(
-            f"the data hold token {data.held_out.max_token}, and the model's last is {config.vocabulary - 1}",
+            f"the data hold token {data.held_out.max_token}, and the model's last is {model.config.vocabulary - 1}",
             where=recipe.data.tokenizer or "data.tokenizer",
             do="Use the model's own tokenizer, or raise model.vocab_size.",
         )
-    if config.longest is not None and recipe.data.context > config.longest:
+    if model.longest is not None and recipe.data.context > model.longest:
+        taken = "" if model.longest == model.config.longest else ", the adapter's own left out"
         raise RecipeError(
-            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions",
+            f"data.context ({recipe.data.context}) exceeds the model's {model.longest} positions{taken}",
             do="Lower data.context.",
         )

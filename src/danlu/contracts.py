@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from danlu.batch import Batch
 from danlu.config import Config
 from danlu.packed import Packed
-from danlu.sight import Sight
+from danlu.sight import Extra, Sight
 
 
 class Memory(Protocol):
@@ -26,6 +26,10 @@ class Memory(Protocol):
 
     def backend(self, layer: int) -> Callable[..., Tensor]:
         """How a layer's rows attend to all that: a `danlu.parts.attention.Backend`, given their own keys and values."""
+        ...
+
+    def with_extra(self, extra: Sequence[Extra]) -> Memory:
+        """The same for one pass whose rows see these keys too; asked for before its sight."""
         ...
 
 
@@ -49,6 +53,18 @@ class SequenceModel(nn.Module, ABC):
         """Each readout's answer, in order."""
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of its tokens."""
+        tables = (module for module in self.modules() if isinstance(module, nn.Embedding))
+        return next(table for table in tables if table.num_embeddings == self.config.vocabulary)
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence it can position, what its adapters take up left out, or None."""
+        own = self.config.longest
+        return own if own is None or self.adapted is None else own - self.adapted.ahead
+
+    @property
     @abstractmethod
     def blocks(self) -> Iterable[nn.Module]:
         """The repeated parts: what is compiled, sharded and recomputed as one."""
@@ -68,6 +84,16 @@ class SequenceModel(nn.Module, ABC):
 
 class Adapted(Protocol):
     """The adapters that a model wears."""
+
+    @property
+    def ahead(self) -> int:
+        """The most positions that one of them takes before a sequence's first token."""
+        ...
+
+    @property
+    def adds_rows(self) -> bool:
+        """Whether one of them puts rows of its own into a pack."""
+        ...
 
     def off(self) -> AbstractContextManager[None]:
         """Within, the model computes what it did without them; for passes without a gradient."""
@@ -123,6 +149,11 @@ class ArchitectureConfig(Config, ABC):
         return None
 
     @property
+    def scores(self) -> bool:
+        """Whether its head gives one score a row (`danlu.parts.readout.Values`) instead of logits over tokens."""
+        return False
+
+    @property
     def memory_shape(self) -> tuple[int, int, int]:
         """(layers, key heads, head width) of the keys it would have kept.
 
@@ -130,6 +161,11 @@ class ArchitectureConfig(Config, ABC):
             NotImplementedError: where it keeps none.
         """
         raise NotImplementedError
+
+    @property
+    def memory_alike(self) -> bool:
+        """Whether that is the shape of every layer's keys, and of its values."""
+        return True
 
 
 Terms: TypeAlias = dict[str, Tensor]
@@ -235,18 +271,32 @@ class Answers(Protocol):
         ...
 
 
+Way: TypeAlias = Literal["auto", "model", "precomputed"]
+"""How a model that is only asked is had: beside the one that is trained; or what it would say is computed beforehand.
+
+`auto` is the trained model itself with its adapter switched off, where it has one, else a model beside it.
+"""
+
+
 class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
-        roles: the models it needs, by name; the first is trained, the others are only asked.
+        roles: the models it may need, by name; the first is trained, the others are only asked.
         learns_from: what kind of sample it takes: "sequence" (`Sample`) or "answers" (`Answers`).
         estimating: whether `estimates` is to be asked before each update.
+        scoring: whether what it trains has a head that gives scores, and none over tokens.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
     learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
     estimating: ClassVar[bool] = False
+    scoring: ClassVar[bool] = False
+
+    @property
+    def asks(self) -> Mapping[str, Way]:
+        """The roles that it asks beside the one it trains, as its fields are, and how each is had."""
+        return dict.fromkeys(self.roles[1:], "auto")
 
     def matched(self, samples: Sequence[Any]) -> Sequence[Any]:
         """The samples of an update as they are to be grouped; a method that compares samples brings them together here.
@@ -268,7 +318,11 @@ class Method(Config, ABC):
         """What each term is divided by, from data alone; summed over all packs and ranks of an update."""
 
     def estimates(self, models: Mapping[str, nn.Module], batch: Batch) -> Terms:
-        """Sums, without gradients, that the loss depends on as a whole: taken over all packs and ranks before it."""
+        """Sums, without gradients, that the loss depends on as a whole: taken over all packs and ranks before it.
+
+        What they come to, each divided by the count of its name, is in `Batch.estimates` when the loss is asked. The
+        model computes as it will for the loss: in training, with the same random keys.
+        """
         return {}
 
     @abstractmethod

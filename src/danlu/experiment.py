@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.hub import save_adapter
 from danlu.architecture.checkpoint import save_model
-from danlu.contracts import SequenceModel
+from danlu.contracts import SequenceModel, Source
 from danlu.data import Data, DataSource
 from danlu.data.chat_template import ChatTemplate
 from danlu.engine.checkpoint import Checkpoints
@@ -27,6 +28,7 @@ from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import Ranks
+from danlu.engine.recalled import RecallingSource, recollect
 from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.generate import Sampling, complete, generate
@@ -35,6 +37,7 @@ from danlu.hub_files import ending_tokens
 from danlu.pretrained import named_base, with_base
 from danlu.reading import dump_recipe
 from danlu.recipe import HubModel, Recipe
+from danlu.units import duration
 
 _MEASUREMENTS = 10
 _UNRENDERED = {"text", "tokens", "preference/text"}
@@ -54,6 +57,8 @@ class Experiment:
         parallel: how it lies over ranks.
         began: when it was begun to be made, or its launch by `torchrun` was, by `time.monotonic`.
         base: the fingerprint of the weights that an adapter stands on; None where there is none.
+        asked: the models that are only asked, by role; where one was asked beforehand about all data, it is let go of.
+        starts: for each role that is asked, the fingerprint of the weights it is had from.
     """
 
     recipe: Recipe
@@ -64,6 +69,8 @@ class Experiment:
     parallel: Parallel
     began: float
     base: int | None = None
+    asked: dict[str, SequenceModel] = field(default_factory=dict)
+    starts: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def ranks(self) -> Ranks:
@@ -93,6 +100,7 @@ class Experiment:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
         every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
+        source, held_out = self._recalling(recorder)
         updater = self.updater()
         guards = Guards(
             settings.guards,
@@ -103,17 +111,17 @@ class Experiment:
         )
         history = History(
             updater=updater,
-            source=self.source,
+            source=source,
             guards=guards,
             checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             recorder=recorder,
             keep=settings.keep_checkpoints,
-            identity={"recipe": dump_recipe(recipe), "base": self.base},
+            identity={"recipe": dump_recipe(recipe), "base": self.base, "asked": dict(self.starts)},
         )
         return Loop(
             updater=updater,
-            source=self.source,
-            held_out=None if self.data.held_out is None else self.held_out,
+            source=source,
+            held_out=held_out,
             schedule=recipe.optimizer.schedule,
             device=self.device,
             plan=Plan(
@@ -134,7 +142,7 @@ class Experiment:
         """What moves the weights."""
         recipe = self.recipe
         return Updater(
-            models={recipe.method.roles[0]: self.policy},
+            models={recipe.method.roles[0]: self.policy, **self.asked},
             method=recipe.method,
             optimizer=recipe.optimizer.build(self.policy),
             device=self.device.torch,
@@ -143,6 +151,28 @@ class Experiment:
             seed=recipe.run.seed,
             parallel=self.parallel,
         )
+
+    def _recalling(self, recorder: Recorder) -> tuple[Source, Callable[[], Iterator[Any]] | None]:
+        """What is drawn and measured; of a reference that is precomputed, with what it says, and it is let go of.
+
+        It is to be asked for while the policy is as it is at the start.
+        """
+        held_out = None if self.data.held_out is None else self.held_out
+        role, ways = "reference", self.recipe.method.asks
+        if ways.get(role) != "precomputed":
+            return self.source, held_out
+        begun, data = time.perf_counter(), self.recipe.data
+        self.policy.eval()
+        updater = self.updater()
+        updater = replace(updater, models={role: self.policy, **updater.models})
+        known = recollect(updater, self.data, data, weights=self.starts[role], precision=self.recipe.run.precision)
+        self.parallel.settle(self.policy)
+        self.asked.pop(role, None)
+        way = "were kept in the data's cache" if known.kept else f"took {duration(time.perf_counter() - begun)}"
+        recorder.event("note", message=f"the reference's log-probabilities of {len(known.train.ids):,} samples {way}")
+        measured = known.held_out
+        apart = None if measured is None else lambda: map(measured.sample, self.held_out())
+        return RecallingSource(self.source, known.train), apart
 
     def held_out(self) -> Iterator[Any]:
         """The samples it is measured on."""
@@ -193,17 +223,29 @@ class Experiment:
         self.ranks.lead(write)
 
     def _write(self, directory: Path, weights: Mapping[str, Tensor] | None) -> None:
-        model, tokenizer = self.recipe.model, self.data.tokenizer
+        model, tokenizer = self.recipe.policy, self.data.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         adapted = self.policy.adapted
         if isinstance(adapted, Adapters) and isinstance(model, HubModel) and adapted.only.adapter.beside:
             base = named_base(model.path)
-            save_adapter(adapted.only, directory, base=base, fingerprint=self.base, weights=weights)
+            task = "SEQ_CLS" if self.policy.config.scores else "CAUSAL_LM"
+            save_adapter(adapted.only, directory, base=base, fingerprint=self.base, weights=weights, task=task)
         else:
             like, settings = (model.directory, {}) if isinstance(model, HubModel) else (None, ids)
+            settings = settings | self._padding()
             save_model(self.policy, directory, weights=weights, like=like, settings=settings)
         tokenizer.save(directory)
         self._export_template(directory)
+
+    def _padding(self) -> dict[str, Any]:
+        """What tells `transformers` where a padded sequence ends that is scored at its end, where something can.
+
+        It is none of the tokens that answers end with: else a score would be read one token early.
+        """
+        if not self.policy.config.scores:
+            return {}
+        pad = self.data.tokenizer.pad_id
+        return {"pad_token_id": None if pad in self._stops else pad}
 
     def _export_template(self, directory: Path) -> None:
         """The template that it was trained with, where that is not the tokenizer's own, and what ends a turn by it."""

@@ -10,6 +10,7 @@ from danlu.adapter.hub import SavedAdapter, is_adapter, read_adapter
 from danlu.adapter.quantizing import quantize as quantize_blocks
 from danlu.architecture.checkpoint import load_model
 from danlu.architecture.hub import model_directory
+from danlu.architecture.scorer import as_scorer
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.fingerprint import model_fingerprint
@@ -87,6 +88,8 @@ def read_pretrained(
     where = directory if saved is None else base_directory(saved)
     model = load_model(where, trust_remote_code=trust_remote_code, bridge=bridge)
     base = model_fingerprint(model) if fingerprinted or saved is not None else None
+    if saved is not None and saved.scores:
+        model = as_scorer(model, seed=0)
     if quantize is not None:
         quantize_blocks(model, quantize)
     if saved is not None:

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from danlu.config import Config, Kind
 from danlu.errors import RecipeError, did_you_mean
-from danlu.recipe import HubModel, Recipe
+from danlu.recipe import HubModel, Recipe, Roles
 from danlu.registry import exported, lookup, name_of
 from danlu.yaml_text import parse_value, parse_yaml
 
@@ -83,7 +83,7 @@ def dump_recipe(recipe: Config) -> dict[str, Any]:
     for field, info in type(recipe).model_fields.items():
         value = getattr(recipe, field)
         if isinstance(value, Config):
-            named = _kind(info) is not None and not isinstance(value, HubModel)
+            named = _kind(info) is not None and not isinstance(value, HubModel | Roles)
             out[field] = {**({"name": name_of(type(value))} if named else {}), **dump_recipe(value)}
         else:
             out[field] = recipe.model_dump(mode="json", include={field})[field]
@@ -101,9 +101,7 @@ def set_override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     for depth, part in enumerate(path[:-1]):
         below = here.get(part)
         if isinstance(below, str):  # the short form of a named part
-            below = {
-                "path" if path[:depth] == () and part == "model" and not _is_architecture(below) else "name": below
-            }
+            below = {"path" if _is_model(path[: depth + 1]) and not _is_architecture(below) else "name": below}
         if not isinstance(below, Mapping):
             anew = min(anew, path[: depth + 1], key=len)
         here[part] = dict(below) if isinstance(below, Mapping) else {}
@@ -119,6 +117,10 @@ def _interpolated(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _interpolated(item) for key, item in value.items()}
     return [_interpolated(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_model(path: tuple[str, ...]) -> bool:
+    return path == ("model",) or (path[0] == "model" and path[1:] in {(role,) for role in Roles.model_fields})
 
 
 def _is_architecture(name: str) -> bool:
@@ -218,6 +220,8 @@ class Reader:
             value = self.expanded(kind, value, path)
         if not isinstance(value, Mapping):
             raise self.fail(path, f"expected a name ({kind}) or a mapping with one, not {value!r}")
+        if path == ("model",) and not Roles.model_fields.keys().isdisjoint(value):
+            return self.roles(value, path)
         if kind == "architecture" and "path" in value and "name" not in value:
             return self.config(HubModel, value, path)
         fields = dict(value)
@@ -232,3 +236,11 @@ class Reader:
         except RecipeError as error:
             raise self.fail((*path, "name"), error.what, error.do) from None
         return self.config(found, fields, path)
+
+    def roles(self, value: Mapping[str, Any], path: tuple[str, ...]) -> Config:
+        """Models by role; where the policy is not among them, it is what the other fields say."""
+        if "policy" in value:
+            return self.config(Roles, value, path)
+        named = {role: value[role] for role in Roles.model_fields if role in value}
+        rest = {key: field for key, field in value.items() if key not in named}
+        return self.config(Roles, {"policy": self.named("architecture", rest, path, None), **named}, path)

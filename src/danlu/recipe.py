@@ -21,6 +21,7 @@ from danlu.engine.parallel import Mode
 from danlu.engine.recompute import Recomputed
 from danlu.hub_files import local_directory
 from danlu.parts.quantized import Quantization
+from danlu.registry import name_of
 
 
 class HubModel(Config):
@@ -39,6 +40,18 @@ class HubModel(Config):
     def directory(self) -> Path:
         """Where its files are; a model of the hub is fetched when it is not there yet."""
         return local_directory(self.path)
+
+
+Named = SerializeAsAny[Annotated[ArchitectureConfig | HubModel, Kind("architecture")]]
+
+
+class Roles(Config):
+    """Models by what they are to a method."""
+
+    policy: Named
+    """What is trained: a checkpoint's path, or an architecture by name with its fields."""
+    reference: Named | None = None
+    """What it is compared with, where the method does that; null is the policy as it is at the start."""
 
 
 class RunConfig(Config):
@@ -99,8 +112,8 @@ class RunConfig(Config):
 class Recipe(Config):
     """A run."""
 
-    model: SerializeAsAny[Annotated[ArchitectureConfig | HubModel, Kind("architecture")]]
-    """A checkpoint's path, or an architecture by name with its fields."""
+    model: SerializeAsAny[Annotated[ArchitectureConfig | HubModel | Roles, Kind("architecture")]]
+    """A checkpoint's path, or an architecture by name with its fields; or both a policy and its reference."""
     method: SerializeAsAny[Annotated[Method, Kind("method")]]
     """How it learns."""
     adapter: SerializeAsAny[Annotated[Adapter | None, Kind("adapter")]] = None
@@ -122,17 +135,35 @@ class Recipe(Config):
                 f"run.pack_tokens ({run.pack_tokens}{ranks}) is less than {'twice ' * (pairs > 1)}data.context "
                 f"({self.data.context}): one sample would not fit"
             )
-        longest = self.model.longest if isinstance(self.model, ArchitectureConfig) else None
+        if self.asked("reference") is not None and "reference" not in self.method.asks:
+            name = name_of(type(self.method))
+            raise ValueError(f"model.reference is given, and method {name} as it is set here asks for none")
+        longest = self.policy.longest if isinstance(self.policy, ArchitectureConfig) else None
         if longest is not None and self.data.context > longest:
             raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
-        if self.adapter is not None and self.adapter.beside and isinstance(self.model, ArchitectureConfig):
+        if self.adapter is not None and self.adapter.beside and isinstance(self.policy, ArchitectureConfig):
             raise ValueError("an adapter tunes a checkpoint: model must be the path of one")
-        if isinstance(self.model, HubModel) and self.model.quantize is not None:
+        if isinstance(self.policy, HubModel) and self.policy.quantize is not None:
             if self.adapter is not None and not self.adapter.beside:
                 raise ValueError("model.quantize keeps weights that stay, and this adapter trains them")
             if run.parallel.startswith("zero"):
                 raise ValueError(f"run.parallel is {run.parallel}, which cannot share out a quantised base: use ddp")
         return self
+
+    @property
+    def policy(self) -> ArchitectureConfig | HubModel:
+        """What is trained."""
+        return self.model.policy if isinstance(self.model, Roles) else self.model
+
+    def asked(self, role: str) -> ArchitectureConfig | HubModel | None:
+        """The model that is named for another role; None is the policy as it is at the start."""
+        return self.model.reference if isinstance(self.model, Roles) and role == "reference" else None
+
+    def with_model(self, role: str, named: ArchitectureConfig | HubModel) -> Recipe:
+        """The same with another model in a role."""
+        if isinstance(self.model, Roles):
+            return self.model_copy(update={"model": self.model.model_copy(update={role: named})})
+        return self.model_copy(update={"model": named})
 
     @property
     def alone(self) -> Recipe:

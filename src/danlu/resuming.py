@@ -49,8 +49,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "model.path", "warned", "its settings and tokenizer are to be those of then; the weights are the checkpoint's"
     ),
+    Rule(
+        "model.policy.path",
+        "warned",
+        "its settings and tokenizer are to be those of then; the weights are the checkpoint's",
+    ),
+    Rule("model.reference.path", "warned", "its weights are to be those of then, which is compared"),
+    Rule("model.reference*", "refused", "what the policy is compared with is another"),
     Rule("model*", "refused", _WEIGHTS),
     Rule("method.name", "refused", "another method is another run"),
+    Rule("method.reference", "free", "what is asked is the same, if not to the last bit"),
     Rule("method*", "warned", "the loss is another one from here on, not to be compared with the one before"),
     Rule("adapter*", "refused", "the checkpoint's weights are of that adapter"),
     # data: what decides the samples and their order is fixed, what only says how they come is not

@@ -20,9 +20,11 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     """What would run: sizes, the first step, the least it could take."""
     policy, data = experiment.policy, experiment.data
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    groups = [experiment.recipe.method.group(sample) for sample in experiment.source.draw()]
-    packs = list(experiment.updater().packs(groups))
-    flops = sum(passes(policy) * policy.flops(b.packed, len(b.targets)) for b in packs)
+    updater = experiment.updater()
+    groups = updater.groups(experiment.source.draw())
+    packs = list(updater.packs(groups))
+    backward = passes(policy) - 1
+    flops = sum(backward * policy.flops(b.packed, len(b.targets)) + updater.forward_flops(b) for b in packs)
     tokens = sum(len(b) for b in packs)
     peak = experiment.device.peak_flops(policy.compute_dtype)
     return {
@@ -37,9 +39,16 @@ def plan(experiment: Experiment) -> dict[str, Any]:
         "vocabulary": data.tokenizer.vocab_size,
         "steps": experiment.steps,
         "first_step": {"samples": len(groups), "tokens": tokens, "packs": len(packs)},
-        "weights_gradients_optimizer_bytes": num_bytes(policy) + _KEPT_BYTES * trained,
+        "weights_gradients_optimizer_bytes": num_bytes(policy) + _KEPT_BYTES * trained + 4 * _beside(experiment),
         "seconds_at_least": experiment.steps * flops / peak,
     }
+
+
+def _beside(experiment: Experiment) -> int:
+    """Weights of the models that are only asked, and stay in memory."""
+    ways = experiment.recipe.method.asks
+    kept = (model for role, model in experiment.asked.items() if ways[role] != "precomputed")
+    return sum(p.numel() for model in kept for p in model.parameters())
 
 
 def versions(experiment: Experiment) -> dict[str, Any]:

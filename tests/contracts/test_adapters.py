@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from adapter.bases import BASES, base, checkpoint, logits, pack, stirred
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.contract import Adapter
@@ -28,6 +29,12 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
         {"rank": 3, "rslora": True, "layers": [-1], "also_train": ["*norm*", "*ln_*"]},
     ],
     "freeze": [{"layers": [-1]}, {"targets": ["*norm*", "*ln_*"]}],
+    "prefix": [
+        {"length": 3, "hidden": 5},
+        {"length": 2, "reparameterize": False, "beyond_windows": True, "also_train": ["*norm*", "*ln_*"]},
+    ],
+    "prompt": [{"length": 3}, {"length": 2, "start": "normal", "also_train": ["*norm*", "*ln_*"]}],
+    "bottleneck": [{"size": 3}, {"size": 2, "after": "attention", "activation": "tanh", "layers": [-1]}],
 }
 """Some settings of each adapter; a new adapter adds its line here."""
 ADAPTERS = [entry.name for entry in exported("adapter")]
@@ -164,7 +171,7 @@ def test_an_adapter_of_other_shapes_is_refused_in_a_sentence(name: str, number: 
     model = base("llama", tmp_path / "base")
     attached = fitting(made(name, number), model).attach(model)
     save_adapter(attached, tmp_path / "adapter", base=str(tmp_path / "base"))
-    other = base("gpt2", tmp_path / "other")
+    other = tiny.model("gpt2", dtype=torch.float32, n_embd=12)
     with pytest.raises(DanluError):
         read_adapter(tmp_path / "adapter").attach(other)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

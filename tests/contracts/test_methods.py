@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from answers import sample_for
 from danlu.batch import Batch
 from danlu.contracts import Method
 from danlu.parts.readout import Logits
@@ -24,8 +25,20 @@ from strategies import VOCABULARY
 
 METHODS = [entry.name for entry in exported("method")]
 _LIKELIHOOD: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 0.01}]
-FIELDS: dict[str, list[dict[str, Any]]] = {"next_token": _LIKELIHOOD, "sft": _LIKELIHOOD}
-"""Some settings of each method; a new method adds its line here."""
+FIELDS: dict[str, list[dict[str, Any]]] = {
+    "next_token": _LIKELIHOOD,
+    "sft": _LIKELIHOOD,
+    "dpo": [
+        {"dropout": True},
+        {"dropout": True, "loss_type": "robust", "label_smoothing": 0.1, "length_normalised": True, "sft_weight": 0.5},
+        {"dropout": True, "loss_type": "ipo", "beta": 1.0, "reference_free": True, "share_prompt": False},
+    ],
+    "kto": [{"dropout": True, "beta": 0.5}, {"dropout": True, "desirable_weight": 2.0, "share_prompt": False}],
+    "orpo": [{"dropout": True}, {"dropout": True, "learn_prompt": False, "share_prompt": False}],
+    "simpo": [{"dropout": True}, {"dropout": True, "sft_weight": 0.3, "label_smoothing": 0.1}],
+    "reward": [{"dropout": True}, {"dropout": True, "centring": 0.01, "share_prompt": False}],
+}
+"""Some settings of each method, all of them dropping what the model drops; a new method adds its line here."""
 CASES = [(name, number) for name in METHODS for number in range(len(FIELDS.get(name, [{}])))]
 
 
@@ -54,8 +67,13 @@ def made(name: str, number: int = 0) -> Method:
     return method
 
 
+def samples(method: Method, lengths: Sequence[int]) -> list[Any]:
+    return [sample_for(method, document) for document in documents(lengths)]
+
+
 def models(method: Method) -> dict[str, nn.Module]:
-    return {role: tiny.model("llama", seed=seed) for seed, role in enumerate(method.roles)}
+    head = {"num_labels": 1} if method.scoring else {}
+    return {role: tiny.model("llama", seed=seed, **head) for seed, role in enumerate((method.roles[0], *method.asks))}
 
 
 def measured(
@@ -89,11 +107,13 @@ def test_every_field_is_documented_beside_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sample_becomes_a_group_that_keeps_who_and_whence_it_is(name: str) -> None:
-    group = made(name).group(documents([4, 6])[1])
+    method = made(name)
+    group = method.group(samples(method, [4, 6])[1])
     assert set(group.packed.sample.tolist()) == {1}
     assert (group.num_samples, group.num_bytes, group.origin) == (1, 18.0, ("some.jsonl:1",))
     assert len(group.targets) > 0
     assert int(group.targets.rows.max()) < len(group)
+    assert method.size(samples(method, [4, 6])[1]) >= len(group)
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
@@ -103,7 +123,7 @@ def test_losses_are_sums_so_that_joining_packs_adds_them(name: str, number: int,
     roles = {role: model.train(training) for role, model in models(method).items()}
 
     def check(lengths: list[int], cut: int) -> None:
-        groups = [method.group(document) for document in documents(lengths)]
+        groups = [method.group(sample) for sample in method.matched(samples(method, lengths))]
         packs = [Batch.join(groups[:cut]), Batch.join(groups[cut:])]
         whole = measured(method, roles, Batch.join(groups))
         parts = [measured(method, roles, pack) for pack in packs]
@@ -119,7 +139,7 @@ def test_losses_are_sums_so_that_joining_packs_adds_them(name: str, number: int,
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_counts_come_from_data_alone_and_add_up(name: str, number: int) -> None:
     method = made(name, number)
-    batch = Batch.join([method.group(document) for document in documents([3, 1, 6])])
+    batch = Batch.join([method.group(sample) for sample in method.matched(samples(method, [3, 1, 6]))])
     roles = models(method)
     for training in (False, True):
         outcome = method.loss({role: model.train(training) for role, model in roles.items()}, batch)
@@ -127,7 +147,7 @@ def test_counts_come_from_data_alone_and_add_up(name: str, number: int) -> None:
 
     @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 5))
     def check(lengths: list[int], cut: int) -> None:
-        groups = [method.group(document) for document in documents(lengths)]
+        groups = [method.group(sample) for sample in method.matched(samples(method, lengths))]
         whole = method.counts(Batch.join(groups))
         packs = [Batch.join(groups[:cut]), Batch.join(groups[cut:])]
         assert whole == pytest.approx(total([method.counts(pack) for pack in packs]))
@@ -143,7 +163,7 @@ def test_a_pack_of_nothing_adds_nothing(name: str, number: int) -> None:
     method, nothing = made(name, number), Batch.join([])
     roles = models(method)
     losses, metrics, gradients = measured(method, roles, nothing)
-    full, more, _ = measured(method, roles, method.group(documents([4])[0]))
+    full, more, _ = measured(method, roles, method.group(samples(method, [4])[0]))
     assert (losses.keys(), metrics.keys()) == (full.keys(), more.keys())
     assert not any(value.detach() for value in (*losses.values(), *metrics.values()))
     assert not any(method.counts(nothing).values())
@@ -153,9 +173,9 @@ def test_a_pack_of_nothing_adds_nothing(name: str, number: int) -> None:
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_averages_are_summarized_without_loss(name: str, number: int) -> None:
     method = made(name, number)
-    batch = Batch.join([method.group(document) for document in documents([3, 1, 6])])
+    batch = Batch.join([method.group(sample) for sample in method.matched(samples(method, [3, 1, 6]))])
     outcome, counts = method.loss(models(method), batch), method.counts(batch)
-    averages = {key: float(value.detach()) / counts[key] for key, value in outcome.metrics.items()}
+    averages = {key: float(value.detach()) / counts[key] for key, value in outcome.metrics.items() if counts[key]}
     averages["loss"] = sum(float(value.detach()) / counts[key] for key, value in outcome.losses.items())
     told = method.summarize(averages)
     assert told.items() >= averages.items()

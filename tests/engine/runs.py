@@ -64,6 +64,20 @@ def documents(folder: Path, count: int = 40) -> Path:
     return file
 
 
+def preferences(folder: Path, count: int = 40) -> Path:
+    """A JSONL file of so many prompts, each with an answer that is preferred and one that is not."""
+    file = folder / "pairs.jsonl"
+    rows = []
+    for number in range(count):
+        words = document(number).split()
+        cut = 1 + len(words) // 4
+        prompt, chosen, rejected = words[:cut], words[cut : cut + 7] or words, words[::-1][: 1 + number % 5]
+        answers = {"chosen": " " + " ".join(chosen), "rejected": " " + " ".join([*rejected, "no"])}
+        rows.append(json.dumps({"prompt": " ".join(prompt), **answers}, ensure_ascii=False))
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return file
+
+
 def recipe(folder: Path, model: dict[str, Any] | None = None, *, out: str = "run", **run: Any) -> dict[str, Any]:
     """A recipe over documents in a folder: twelve updates of five samples, unless `run` says otherwise."""
     return {
@@ -89,6 +103,14 @@ def recipe(folder: Path, model: dict[str, Any] | None = None, *, out: str = "run
     }
 
 
+def preferring(folder: Path, method: Any, model: dict[str, Any] | None = None, **run: Any) -> dict[str, Any]:
+    """A recipe over pairs in a folder, in packs of a few of them."""
+    made = recipe(folder, model or QWEN3, **{"pack_tokens": 128, **run})
+    made["method"] = method
+    made["data"] |= {"train": str(preferences(folder)), "context": 64}
+    return made
+
+
 def experiment(recipe: dict[str, Any], *overrides: str) -> Experiment:
     """Its parts, nothing trained."""
     return assemble(load_recipe(recipe, overrides))
@@ -101,8 +123,8 @@ def source(parts: Experiment) -> DataSource:
 
 def groups(parts: Experiment, steps: int = 1) -> list[list[Batch]]:
     """The groups of its first steps."""
-    drawn = source(parts)
-    return [[parts.recipe.method.group(sample) for sample in drawn.draw()] for _ in range(steps)]
+    method, drawn = parts.recipe.method, source(parts)
+    return [[method.group(sample) for sample in method.matched(drawn.draw())] for _ in range(steps)]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

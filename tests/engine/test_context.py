@@ -27,7 +27,7 @@ from danlu.method.sft import SFT
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts.attention_ring import Ring, rows_in, zigzag
 from danlu.parts.linear import Dropout
-from danlu.parts.readout import Hidden, Likelihood, Logits, LogProbs
+from danlu.parts.readout import Hidden, Likelihood, Logits, LogProbs, Values
 from ranks import run_ranks
 from rings import in_a_ring
 from strategies import VOCABULARY, forests, keyed, targets
@@ -113,6 +113,7 @@ def over_processes() -> list[dict[str, Tensor]]:
     found.append(learned(Ringed(made("qwen3", torch.float32), ring), packed, wanted))
     few = Packed.tree([[1, 2]])
     found.append(learned(Ringed(made("llama"), ring), few, Targets(torch.tensor([1]), few.tokens[1:], torch.ones(1))))
+    found.append(bent(Ringed(made("qwen3"), ring), packed, wanted, 2))
     return found
 
 
@@ -125,6 +126,7 @@ def test_processes_add_up_to_one() -> None:
     few = Packed.tree([[1, 2]])
     whole = learned(made("llama"), few, Targets(torch.tensor([1]), few.tokens[1:], torch.ones(1)))
     equal([shares[4] for shares in found], whole)
+    equal([shares[5] for shares in found], bent(made("qwen3"), packed, wanted, 1))
 
 
 def one_leaves() -> str:
@@ -239,11 +241,55 @@ def test_a_likelihood_is_shared_out_by_its_targets_rows(data: st.DataObject, pac
 def test_what_does_not_add_up_is_refused() -> None:
     packed, wanted = a_pack()
     model = Ringed(made("llama"), Alone())
-    for asked in (LogProbs(wanted), Logits(wanted.rows), Hidden(wanted.rows)):
+    for asked in (Logits(wanted.rows), Hidden(wanted.rows)):
         with pytest.raises(UnsupportedError, match=f"{type(asked).__name__} has no answer that adds up"):
             model(packed, [asked])
+    with pytest.raises(UnsupportedError, match="sums and values cannot be asked for at once"):
+        model(packed, [Likelihood(wanted), LogProbs(wanted)])
     with pytest.raises(UnsupportedError, match="cannot go on from a cache"):
         model(packed, [Likelihood(wanted)], Cache())
+
+
+def bent(model: torch.nn.Module, packed: Packed, wanted: Targets, parts: int) -> dict[str, Tensor]:
+    """A part of a loss that bends the sum of all targets, and each weight's gradient."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    (values,) = model(packed, [LogProbs(wanted)])
+    loss = (values * wanted.weights).sum().tanh() + values.square().sum()
+    (loss / parts).backward()
+    own = model.inner if isinstance(model, Ringed) else model
+    gradients = {name: p.grad for name, p in own.named_parameters()}
+    dense = {name: g.to_dense() if g.is_sparse else g for name, g in gradients.items()}  # type: ignore[union-attr]
+    return {"values": values.detach() / parts, "loss": loss.detach() / parts, **dense}
+
+
+@settings(max_examples=15)
+@given(st.data(), forests(min_segments=1, max_length=8), st.integers(1, 4), st.sampled_from(tiny.ARCHITECTURES))
+def test_every_rank_has_all_values_and_its_part_of_the_loss(
+    data: st.DataObject, packed: Packed, size: int, name: str
+) -> None:
+    """Also with too few rows for so many ranks, and with targets of some ranks only, or none."""
+    model, wanted = made(name), data.draw(targets(packed))
+    whole = bent(model, packed, wanted, 1)
+    shares = in_a_ring(size, lambda ring: bent(Ringed(copy.deepcopy(model), ring), packed, wanted, size))
+    for share in shares:
+        torch.testing.assert_close(share["values"] * size, whole["values"], rtol=1e-9, atol=1e-11)
+    equal(shares, whole)
+
+
+@given(st.data(), forests(min_segments=1), st.integers(1, 4))
+def test_values_are_shared_out_by_their_rows(data: st.DataObject, packed: Packed, size: int) -> None:
+    wanted = data.draw(targets(packed))
+    found = []
+    for runs in zigzag(len(packed), size):
+        rows = rows_in(runs)
+        share, scored = LogProbs(wanted).within(runs), Values(wanted.rows).within(runs)
+        assert torch.equal(scored.rows, share.targets.rows)
+        back = rows[share.targets.rows]
+        found += list(zip(back.tolist(), share.targets.tokens.tolist(), share.targets.weights.tolist(), strict=True))
+    assert sorted(found) == sorted(
+        zip(wanted.rows.tolist(), wanted.tokens.tolist(), wanted.weights.tolist(), strict=True)
+    )
 
 
 def test_it_is_the_model_within_that_is_trained() -> None:

@@ -18,8 +18,9 @@ from danlu.engine.update import Updater
 from danlu.errors import RunError
 from danlu.experiment import Experiment
 from danlu.parts.readout import Logits
+from danlu.registry import lookup
 
-from .runs import GPT2, QWEN3, experiment, groups, largest_difference, recipe
+from .runs import GPT2, QWEN3, experiment, groups, largest_difference, preferring, recipe
 
 MODELS: dict[str, dict[str, Any]] = {"gpt2": GPT2, "qwen3": {**QWEN3, "hidden_dropout": 0.2, "attention_dropout": 0.1}}
 TOLERANCE = 1e-6
@@ -27,12 +28,22 @@ FLOOR = "optimizer.eps=1e-7"
 """Under Adam's second average: a gradient that is 0 but for rounding would else be blown up towards the learning rate."""
 
 
-@pytest.fixture(scope="module", params=[(m, *case) for case in CASES for m in MODELS], ids=str)
+LEARNED = [
+    (model, *case)
+    for number, case in enumerate(CASES)
+    for turn, model in enumerate(MODELS)
+    if lookup("method", case[0]).learns_from == "sequence" or turn == number % 2
+]
+"""Each method with one model, and those that most are trained by with all."""
+
+
+@pytest.fixture(scope="module", params=LEARNED, ids=str)
 def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    model, method, number = request.param
-    made = recipe(tmp_path_factory.mktemp("update"), MODELS[model])
-    made["method"] = {"name": method, **FIELDS[method][number]}
-    return experiment(made, "data.step_samples=12", FLOOR)
+    model, name, number = request.param
+    method, folder = {"name": name, **FIELDS[name][number]}, tmp_path_factory.mktemp("update")
+    if lookup("method", name).learns_from == "answers":
+        return experiment(preferring(folder, method, MODELS[model]), "data.step_samples=8", FLOOR)
+    return experiment({**recipe(folder, MODELS[model]), "method": method}, "data.step_samples=12", FLOOR)
 
 
 def updater(parts: Experiment, pack_tokens: int) -> Updater:
@@ -70,7 +81,8 @@ def test_parameters_after_some_steps_are_the_same_for_any_packs(parts: Experimen
     before = {name: p.detach().clone() for name, p in parts.policy.named_parameters()}
     steps = groups(parts, 4)
     ends = []
-    for pack_tokens, turn in ((10_000, 1), (33, -1), (71, 1)):
+    longest = max(max(map(len, step)) for step in steps)
+    for pack_tokens, turn in ((10_000, 1), (longest, -1), (2 * longest + 1, 1)):
         parts.policy.load_state_dict(before, strict=False)
         one = updater(parts, pack_tokens)
         for number, step in enumerate(steps):

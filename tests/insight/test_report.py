@@ -251,3 +251,58 @@ def test_a_browser_draws_every_chart(make_run: MakeRun, tmp_path: Path, hostile:
     console = [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
     assert console == []
     assert "<title>broken</title>" not in seen.stdout
+
+
+def preference_rows(bins: int) -> list[dict[str, object]]:
+    """Rows of a reward model that becomes surer and better, its confidence a little too high."""
+    rows: list[dict[str, object]] = []
+    for step in range(0, 61):
+        row: dict[str, object] = {
+            "step": step,
+            "loss": 0.69 - step / 200,
+            "accuracy": 0.5 + step / 200,
+            "margin": step / 60,
+        }
+        if step % 20 == 0:
+            row |= {
+                "held_out_loss": 0.69 - step / 250,
+                "held_out_accuracy": 0.5 + step / 250,
+                "held_out_margin": step / 80,
+            }
+            row |= {"held_out_reward_chosen": step / 100, "held_out_reward_rejected": -step / 100}
+            for number in range(bins):
+                sure = 0.5 + (number + 0.5) / (2 * bins)
+                row[f"held_out_calibration_{number}_share"] = 1 / bins
+                row[f"held_out_calibration_{number}_confidence"] = sure / bins
+                row[f"held_out_calibration_{number}_agreement"] = (sure - 0.05) / bins
+            row["held_out_calibration_error"] = 0.05
+        rows.append(row)
+    return rows
+
+
+def test_a_run_that_learned_from_preferences(make_run: MakeRun) -> None:
+    run = make_run()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(10)))
+    page = read(write_report(run))
+    for words in (
+        "Held-out agreement",
+        "74 %",
+        "Calibration error",
+        "5 %",
+        "Reward margin",
+        "Rewards",
+        "right as often as it says",
+    ):
+        assert words in page.text, words
+    assert "nats a token" not in page.text.lower()
+    assert page.num("plot") == 2 + 4  # the loss and the lengths; agreement, margin, rewards, calibration
+    html = (run / "report.html").read_text()
+    assert all(f"{0.5 + (number + 0.5) / 20:.3g}" in html for number in range(10))
+
+
+def test_an_odd_calibration_is_left_out(make_run: MakeRun) -> None:
+    run = make_run()
+    rows = preference_rows(2)
+    rows[-1] = {key: None if "confidence" in key else value for key, value in rows[-1].items()}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "right as often" not in read(write_report(run)).text

@@ -34,6 +34,7 @@ class SavedAdapter:
         base: the checkpoint it belongs to: a path, or a name on the hub.
         tensors: its parameters, by `peft`'s names.
         fingerprint: of its base's weights; None where the file does not say.
+        scores: whether its base is a model that scores sequences.
     """
 
     directory: Path
@@ -41,6 +42,7 @@ class SavedAdapter:
     base: str
     tensors: Mapping[str, Tensor]
     fingerprint: int | None
+    scores: bool = False
 
     def attach(self, model: SequenceModel, *, name: str = DEFAULT, fingerprint: int | None = None) -> Attached:
         """Put it into a model.
@@ -101,6 +103,7 @@ def read_adapter(directory: Path) -> SavedAdapter:
         str(config.get("base_model_name_or_path") or ""),
         tensors,
         int(mark, 16) if mark and set(mark) <= set("0123456789abcdef") else None,
+        config.get("task_type") == "SEQ_CLS",
     )
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,20 @@ from danlu.architecture.bridge_reading import (
     active_parameters,
     blocks_of,
     body_of,
+    head_of,
     logit_rule,
     notes_on,
     special_tokens,
     text_config,
 )
-from danlu.architecture.hub import model_directory
+from danlu.architecture.hub import model_directory, num_labels_of
 from danlu.contracts import Memory, SequenceModel
 from danlu.errors import CheckpointError, UnsupportedError
 from danlu.hub_files import read_json
 from danlu.packed import Packed
 from danlu.parts.block import Pass
 from danlu.parts.linear import Dropout
-from danlu.parts.readout import Head, Logits, Readout
+from danlu.parts.readout import Head, Logits, Readout, Values
 
 _GENERATION = "generation_config.json"
 
@@ -52,7 +53,8 @@ class Bridged(SequenceModel):
     """A causal model of `transformers`.
 
     Args:
-        inner: the model, as `AutoModelForCausalLM` gives it.
+        inner: the model, as `AutoModelForCausalLM` gives it; or, to score sequences, with one label, as
+            `AutoModelForSequenceClassification` does.
 
     Attributes:
         inner: the model.
@@ -88,6 +90,12 @@ class Bridged(SequenceModel):
         """See `SequenceModel`."""
         return blocks_of(self.inner, self.layers)
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """See `SequenceModel`."""
+        table: nn.Embedding = self.inner.get_input_embeddings()
+        return table
+
     def hub_names(self) -> Mapping[str, str]:
         """See `SequenceModel`: what the model within calls them."""
         return self._hub_names
@@ -98,7 +106,7 @@ class Bridged(SequenceModel):
 
     @property
     def _head(self) -> Any:
-        return self.inner.get_output_embeddings()
+        return head_of(self.inner)
 
     def train(self, mode: bool = True) -> Bridged:
         """Say whether it is trained; the model within computes the same either way."""
@@ -112,7 +120,9 @@ class Bridged(SequenceModel):
             hidden = self._hidden(packed, memory)
         else:  # its layers cannot reshape nothing, and its parameters are to have gradients all the same
             hidden = self._hidden(Packed.tree([[0]]).to(packed.tokens.device), None)[:0]
-        head = Head(self._head.weight, self._head.bias, self._scale, self._softcap)
+        scores = self.config.scores
+        own = self._head
+        head = Head(own.weight, scores=True) if scores else Head(own.weight, own.bias, self._scale, self._softcap)
         return tuple(readout.read(hidden, head) for readout in readouts)
 
     def _hidden(self, packed: Packed, memory: Memory | None) -> Float[Tensor, "T D"]:
@@ -164,22 +174,28 @@ class Bridged(SequenceModel):
     @torch.no_grad()
     def _logits(self, packed: Packed) -> Float[Tensor, "T V"]:
         before, self.compute_dtype = self.compute_dtype, self._head.weight.dtype
-        (logits,) = self(packed, [Logits(torch.arange(len(packed), device=packed.tokens.device))])
+        rows = torch.arange(len(packed), device=packed.tokens.device)
+        (found,) = self(packed, [Values(rows) if self.config.scores else Logits(rows)])
         self.compute_dtype = before
-        return logits
+        return found.view(len(packed), -1)
 
     @torch.no_grad()
     def _own_logits(self, tokens: Int[Tensor, " L"]) -> Float[Tensor, "L V"]:
         """By the model's own forward, with the attention it defines itself."""
         with quiet_transformers():
             self.inner.set_attn_implementation("eager")
-            logits: Tensor = self.inner(input_ids=tokens[None], use_cache=False).logits[0]
+            logits: Tensor = self.inner(input_ids=tokens[None], use_cache=False).logits.view(
+                -1, self._head.out_features
+            )
+            if self.config.scores:  # of a sequence's last row alone; of the others by its parts
+                body = body_of(self.inner)(input_ids=tokens[None], use_cache=False)
+                logits = torch.cat([self._head(body.last_hidden_state[0, :-1]), logits])
             self.inner.set_attn_implementation(PACKED)
         return logits
 
 
 def load_bridged(directory: str | Path, *, trust_remote_code: bool = False) -> Bridged:
-    """A causal model of `transformers` from a directory in hub format, its weights in float32.
+    """A model of `transformers` from a directory in hub format, its weights in float32.
 
     Args:
         directory: where.
@@ -192,8 +208,10 @@ def load_bridged(directory: str | Path, *, trust_remote_code: bool = False) -> B
     directory = model_directory(directory)
     with quiet_transformers() as transformers:
         check_files(directory, transformers, trust_remote_code=trust_remote_code)
+        scores = num_labels_of(read_json(directory / "config.json")) is not None
+        kind = transformers.AutoModelForSequenceClassification if scores else transformers.AutoModelForCausalLM
         try:
-            inner, told = transformers.AutoModelForCausalLM.from_pretrained(
+            inner, told = kind.from_pretrained(
                 directory,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -240,16 +258,23 @@ def save_bridged(
         settings: more entries of `config.json`, as the ids of the first and last token.
     """
     directory, inner = Path(directory), model.inner
-    kept = None if like is None else Path(like) / _GENERATION
-    with quiet_transformers() as transformers:
-        generation = inner.generation_config
-        if kept is not None and kept.exists():  # as files have them, they may be too inconsistent to be written
-            inner.generation_config = transformers.GenerationConfig()
-        try:
-            inner.save_pretrained(directory, state_dict=_state(model, weights))
-        finally:
-            inner.generation_config = generation
+    kept = None if like is None or model.config.scores else Path(like) / _GENERATION
+    with quiet_transformers() as transformers, _generating(inner, transformers, kept):
+        inner.save_pretrained(directory, state_dict=_state(model, weights))
     if kept is not None and kept.exists():
         shutil.copyfile(kept, directory / _GENERATION)
     file = directory / "config.json"
     file.write_text(json.dumps({**read_json(file), **(settings or {})}, indent=2) + "\n")
+
+
+@contextmanager
+def _generating(inner: Any, transformers: Any, kept: Path | None) -> Iterator[None]:
+    """Within, no settings of its own where a file's are kept: as those have them, they may be too odd to be written."""
+    if kept is None or not kept.exists():
+        yield
+        return
+    before, inner.generation_config = inner.generation_config, transformers.GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = before

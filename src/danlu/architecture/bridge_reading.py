@@ -23,12 +23,16 @@ class BridgedConfig:
         vocabulary: how many tokens there are.
         longest: the longest sequence it can position, or None.
         memory_shape: (layers, key heads, head width) of the keys it would have kept, the widest where layers differ.
+        scores: whether its head gives one score a row.
+        memory_alike: whether that is the shape of every layer's keys, and of its values.
     """
 
     model_type: str
     vocabulary: int
     longest: int | None
     memory_shape: tuple[int, int, int]
+    scores: bool
+    memory_alike: bool
 
     @staticmethod
     def of(inner: Any, layers: Sequence[Layer]) -> BridgedConfig:
@@ -40,6 +44,8 @@ class BridgedConfig:
             vocabulary=embedding.num_embeddings,
             longest=_longest(inner, embedding),
             memory_shape=(len(layers), widest.groups, widest.key_width),
+            scores=_scores(inner),
+            memory_alike=len({(x.groups, width) for x in layers for width in (x.key_width, x.value_width)}) == 1,
         )
 
 
@@ -60,6 +66,15 @@ def body_of(inner: Any) -> Any:
     """The part beneath the head: the one that the class names, or else that nearly all call `model`."""
     body = inner.base_model
     return body if body is not inner else getattr(inner, "model", None)
+
+
+def head_of(inner: Any) -> Any:
+    """What is over the hidden states: logits of tokens, or scores."""
+    return getattr(inner, "score", None) if _scores(inner) else inner.get_output_embeddings()
+
+
+def _scores(inner: Any) -> bool:
+    return type(inner).__name__.endswith("ForSequenceClassification")
 
 
 def logit_rule(inner: Any) -> tuple[float, float | None]:

@@ -16,17 +16,18 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from danlu.architecture.hub import chosen_vocabulary, known_fields, refuse
+from danlu.architecture.hub import chosen_vocabulary, known_fields, num_labels_of, refuse, written_class
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
-from danlu.parts.block import Pass, attend
+from danlu.parts.attention import Backend
+from danlu.parts.block import Pass, attend, backends
 from danlu.parts.feedforward import GELUFeedForward
 from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import LayerNorm
@@ -65,6 +66,8 @@ class GPT2Config(ArchitectureConfig):
     """Fraction of each half-block's output dropped while training."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
+    num_labels: Literal[1] | None = None
+    """1 is a head of one score a row in place of the one over tokens: a reward model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,18 +99,24 @@ class GPT2Config(ArchitectureConfig):
         refuse(config, "scale_attn_by_inverse_layer_idx", False)
         refuse(config, "tie_word_embeddings", True)
         refuse(config, "add_cross_attention", False)
-        return cls(**known_fields(cls, config))
+        return cls(**{**known_fields(cls, config), "num_labels": num_labels_of(config)})
 
     def to_hub(self) -> dict[str, Any]:
         """See `ArchitectureConfig`."""
-        own = self.model_dump(mode="json")
+        own = self.model_dump(mode="json", exclude={"num_labels"})
         fixed = {"activation_function": "gelu_new", "tie_word_embeddings": True, "n_ctx": self.n_positions}
-        return {**own, **fixed, "model_type": self.model_type, "architectures": ["GPT2LMHeadModel"]}
+        return {
+            **own,
+            **fixed,
+            "model_type": self.model_type,
+            **written_class("GPT2", "LMHeadModel", scores=self.scores),
+        }
 
     def hub_names(self) -> Mapping[str, str]:
-        """See `ArchitectureConfig`: "transformer." in front of all."""
+        """See `ArchitectureConfig`: "transformer." in front of all but a head of its own."""
         with torch.device("meta"):
-            return {name: f"transformer.{name}" for name, _ in GPT2(self).named_parameters()}
+            names = dict(GPT2(self).named_parameters())
+        return {name: name if name.startswith("score") else f"transformer.{name}" for name in names}
 
     def hub_transposed(self) -> frozenset[str]:
         """See `ArchitectureConfig`: GPT-2's files hold its projections input first."""
@@ -124,6 +133,11 @@ class GPT2Config(ArchitectureConfig):
         return self.n_positions
 
     @property
+    def scores(self) -> bool:
+        """See `ArchitectureConfig`."""
+        return self.num_labels is not None
+
+    @property
     def memory_shape(self) -> tuple[int, int, int]:
         """See `ArchitectureConfig`."""
         return self.n_layer, self.n_head, self.n_embd // self.n_head
@@ -132,35 +146,35 @@ class GPT2Config(ArchitectureConfig):
 class Attention(nn.Module):
     """Multi-head attention."""
 
-    def __init__(self, config: GPT2Config, layer: int) -> None:
+    def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=True)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=True)
         self.dropout = Dropout(config.attn_pdrop)
-        self.heads, self.layer = config.n_head, layer
+        self.heads = config.n_head
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None) -> Float[Tensor, "T D"]:
         """Let every row look at what it may see."""
         q, k, v = (part.unflatten(1, (self.heads, -1)) for part in self.c_attn(x).chunk(3, dim=1))
-        seen = attend(q, k, v, given, dropout=self.dropout, memory=memory, layer=self.layer)
+        seen = attend(q, k, v, given, dropout=self.dropout, backend=backend)
         return self.c_proj(seen)
 
 
 class Block(nn.Module):
     """Attention, then the feed-forward, each added to the stream."""
 
-    def __init__(self, config: GPT2Config, layer: int) -> None:
+    def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config)
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = GELUFeedForward(config.n_embd, config.n_inner or 4 * config.n_embd, tanh=True)
         self.attn_drop = Dropout(config.resid_pdrop)
         self.mlp_drop = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None = None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None = None) -> Float[Tensor, "T D"]:
         """One block."""
-        x = x + self.attn_drop(self.attn(self.ln_1(x), given, memory), given.keys)
+        x = x + self.attn_drop(self.attn(self.ln_1(x), given, backend), given.keys)
         return x + self.mlp_drop(self.mlp(self.ln_2(x)), given.keys)
 
 
@@ -175,8 +189,10 @@ class GPT2(SequenceModel):
         self.wte = nn.Embedding(config.vocabulary, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if config.scores:
+            self.score = Linear(config.n_embd, 1)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -188,9 +204,10 @@ class GPT2(SequenceModel):
         given = Pass.of(packed, memory)
         x = (self.wte(packed.tokens) + self.wpe(packed.positions)).to(self.compute_dtype)
         x = self.drop(x, packed.keys)
-        for block in self.h:
-            x = block(x, given, memory)
-        x, head = self.ln_f(x), Head(self.wte.weight)
+        for block, backend in zip(self.h, backends(memory, len(self.h)), strict=True):
+            x = block(x, given, backend)
+        x, scores = self.ln_f(x), self.config.scores
+        head = Head(self.score.weight if scores else self.wte.weight, scores=scores)
         return tuple(readout.read(x, head) for readout in readouts)
 
     def flops(self, packed: Packed, num_targets: int) -> int:
@@ -198,4 +215,4 @@ class GPT2(SequenceModel):
         c = self.config
         linear = num_matrix_weights(self.h)
         attention = 4 * c.n_embd * c.n_layer * packed.visible_pairs()
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocabulary * c.n_embd
+        return 2 * len(packed) * linear + attention + 2 * num_targets * c.n_embd * (1 if c.scores else c.vocabulary)

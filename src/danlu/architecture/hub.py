@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -39,6 +39,35 @@ def refuse(config: Mapping[str, Any], name: str, *allowed: object) -> None:
         raise UnsupportedError(
             f"the checkpoint's {name} is {config[name]!r}", where=_CONFIG, do=f"Supported: {supported}."
         )
+
+
+def num_labels_of(config: Mapping[str, Any]) -> Literal[1] | None:
+    """1 where a hub config is of a model that scores sequences, None where it is of a language model.
+
+    Raises:
+        UnsupportedError: when it sorts sequences into classes.
+    """
+    if not is_classifier(config):
+        return None
+    named = config.get("id2label")
+    labels = len(named) if isinstance(named, dict) else config.get("num_labels", 2)
+    if labels != 1:
+        what = f"the checkpoint sorts sequences into {labels} classes"
+        raise UnsupportedError(what, where=_CONFIG, do="A reward model has one label.")
+    return 1
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a hub config is of a model with a head over whole sequences."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def written_class(family: str, causal: str, *, scores: bool) -> dict[str, Any]:
+    """The entries of a hub config that say which class of `transformers` loads it."""
+    if scores:
+        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        return {"architectures": [f"{family}ForSequenceClassification"], **labels}
+    return {"architectures": [f"{family}{causal}"]}
 
 
 def chosen_vocabulary(size: int | None) -> int:

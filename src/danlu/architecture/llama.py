@@ -25,10 +25,11 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from danlu.architecture.hub import chosen_vocabulary, known_fields, refuse
+from danlu.architecture.hub import chosen_vocabulary, known_fields, num_labels_of, refuse, written_class
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
-from danlu.parts.block import Pass, attend
+from danlu.parts.attention import Backend
+from danlu.parts.block import Pass, attend, backends
 from danlu.parts.feedforward import SwiGLU
 from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import RMSNorm
@@ -86,6 +87,8 @@ class LlamaFamilyConfig(ArchitectureConfig):
     """Fraction of each half-block's output dropped while training."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
+    num_labels: Literal[1] | None = None
+    """1 is a head of one score a row in place of the one over tokens: a reward model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -136,6 +139,7 @@ class LlamaFamilyConfig(ArchitectureConfig):
             rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
         fields["rope_scaling"] = None if kind == "default" else rope
         fields.setdefault("tie_word_embeddings", False)
+        fields["num_labels"] = num_labels_of(config)
         if not config.get("use_sliding_window", False) and cls.model_type != "llama":
             fields["sliding_window"] = fields["layer_types"] = None
         elif fields.get("layer_types") is None and fields.get("sliding_window"):
@@ -147,11 +151,11 @@ class LlamaFamilyConfig(ArchitectureConfig):
     def to_hub(self) -> dict[str, Any]:
         """See `ArchitectureConfig`."""
         rope = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
-        own = self.model_dump(exclude={"rope_scaling", "hidden_dropout"}, mode="json")
+        own = self.model_dump(exclude={"rope_scaling", "hidden_dropout", "num_labels"}, mode="json")
         return {
             **own,
             "model_type": self.model_type,
-            "architectures": [f"{self.model_type.capitalize()}ForCausalLM"],
+            **written_class(self.model_type.capitalize(), "ForCausalLM", scores=self.scores),
             "hidden_act": "silu",
             "rope_parameters": rope,
             "rope_scaling": self.rope_scaling,
@@ -162,12 +166,17 @@ class LlamaFamilyConfig(ArchitectureConfig):
         """See `ArchitectureConfig`: "model." in front of all but the head."""
         with torch.device("meta"):
             names = dict(Llama(self).named_parameters())
-        return {name: name if name.startswith("lm_head") else f"model.{name}" for name in names}
+        return {name: name if name.startswith(("lm_head", "score")) else f"model.{name}" for name in names}
 
     @property
     def vocabulary(self) -> int:
         """See `ArchitectureConfig`."""
         return chosen_vocabulary(self.vocab_size)
+
+    @property
+    def scores(self) -> bool:
+        """See `ArchitectureConfig`."""
+        return self.num_labels is not None
 
     @property
     def memory_shape(self) -> tuple[int, int, int]:
@@ -214,13 +223,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.attention_dropout)
-        self.head, self.layer, self.window = head, layer, config.window(layer)
+        self.head, self.window = head, config.window(layer)
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None) -> Float[Tensor, "T D"]:
         """Let every row look at what it may see."""
         q, k, v = (p(x).unflatten(1, (-1, self.head)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), given.cos, given.sin), rotate(self.k_norm(k), given.cos, given.sin)
-        seen = attend(q, k, v, given, dropout=self.dropout, window=self.window, memory=memory, layer=self.layer)
+        seen = attend(q, k, v, given, dropout=self.dropout, window=self.window, backend=backend)
         return self.o_proj(seen)
 
 
@@ -236,9 +245,9 @@ class Block(nn.Module):
         self.attention_drop = Dropout(config.hidden_dropout)
         self.mlp_drop = Dropout(config.hidden_dropout)
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None = None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None = None) -> Float[Tensor, "T D"]:
         """One block."""
-        x = x + self.attention_drop(self.self_attn(self.input_layernorm(x), given, memory), given.keys)
+        x = x + self.attention_drop(self.self_attn(self.input_layernorm(x), given, backend), given.keys)
         return x + self.mlp_drop(self.mlp(self.post_attention_layernorm(x)), given.keys)
 
 
@@ -251,10 +260,13 @@ class Llama(SequenceModel):
         super().__init__()
         self.config = config
         # The head's gradient is as large as the table; to a tied one the few rows of the input are added, not a table.
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size, sparse=config.tie_word_embeddings)
+        tied = config.tie_word_embeddings and not config.scores
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size, sparse=tied)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if not config.tie_word_embeddings:
+        if config.scores:
+            self.score = Linear(config.hidden_size, 1)
+        elif not tied:
             self.lm_head = Linear(config.hidden_size, config.vocabulary)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
@@ -267,11 +279,16 @@ class Llama(SequenceModel):
         """See `SequenceModel`."""
         given = Pass.of(packed, memory, self.rotary(packed.positions))
         x = self.embed_tokens(packed.tokens).to(self.compute_dtype)
-        for block in self.layers:
-            x = block(x, given, memory)
+        for block, backend in zip(self.layers, backends(memory, len(self.layers)), strict=True):
+            x = block(x, given, backend)
         x = self.norm(x)
-        head = Head(self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight)
+        head = self._head()
         return tuple(readout.read(x, head) for readout in readouts)
+
+    def _head(self) -> Head:
+        if self.config.scores:
+            return Head(self.score.weight, scores=True)
+        return Head(self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight)
 
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
@@ -279,7 +296,9 @@ class Llama(SequenceModel):
         linear = num_matrix_weights(self.layers)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs
-        return 2 * len(packed) * linear + attention + 2 * num_targets * c.vocabulary * c.hidden_size
+        return (
+            2 * len(packed) * linear + attention + 2 * num_targets * c.hidden_size * (1 if c.scores else c.vocabulary)
+        )
 
 
 def _count(windows: Iterable[int | None]) -> list[tuple[int | None, int]]:

@@ -92,6 +92,13 @@ class Tokenizer:
     def _token(self, token_id: int | None) -> str | None:
         return None if token_id is None else self._backend.id_to_token(token_id)
 
+    @property
+    def pad_id(self) -> int | None:
+        """What others fill batches with, where its files say."""
+        token = json.loads(self._files.get(_CONFIG, b"{}")).get("pad_token")
+        found = token.get("content") if isinstance(token, dict) else token
+        return None if found is None else self._backend.token_to_id(str(found))
+
     def _end(self, directory: Path, which: str) -> int | None:
         for name in (_CONFIG, _SPECIAL):
             token = _read_json(directory / name).get(f"{which}_token")

@@ -4,6 +4,9 @@ A model knows nothing of it: it is given some rows of the pack, the readouts' qu
 which the other ranks' keys and values are (`danlu.parts.attention_ring`). Since a likelihood is a sum over targets,
 each rank's is its own share of the whole, and so is its gradient: both are summed over ranks, as over packs.
 
+Where a loss bends the sum of a sequence (a preference, a ratio), every rank is given the values of all rows, so that
+each has the whole loss, and answers for its part of it: one over the number of ranks.
+
 References:
     Liu, Zaharia and Abbeel, 2023, "Ring attention with blockwise transformers", https://arxiv.org/abs/2310.01889
 """
@@ -19,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
+from danlu.engine.parallel import check_ringed
 from danlu.engine.ranks import Ranks
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
@@ -81,7 +85,8 @@ def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
 class Ringed(SequenceModel):
     """A model that every rank of a ring gives the same packs, and that computes some rows of each.
 
-    Answers are of this rank's rows: of `Likelihood`, sums which add up over the ranks. Other readouts are refused.
+    Answers are of this rank's rows where they are sums that add up over the ranks (`Likelihood`), and of all rows where
+    they are values (`LogProbs`, `Values`); these have a gradient as if each rank's loss were its part of the whole.
 
     Args:
         inner: the model; its parameters, training mode and precision are its own still.
@@ -90,21 +95,27 @@ class Ringed(SequenceModel):
 
     def __init__(self, inner: SequenceModel, ring: Ring) -> None:
         super().__init__()
+        check_ringed(inner)
         self.inner, self.ring = inner, ring
 
     def forward(self, packed: Packed, readouts: Sequence[Readout], memory: Memory | None = None) -> tuple[Any, ...]:
         """See `SequenceModel`; all ranks have to call it, and then to go backward, in the same order.
 
         Raises:
-            UnsupportedError: for a memory, or a readout whose answers do not add up over ranks.
+            UnsupportedError: for a memory, a readout that ranks cannot answer together, or readouts of both kinds.
         """
         if memory is not None:
             raise UnsupportedError("rows that are shared out over ranks cannot go on from a cache")
         shared = len(packed) >= 2 * self.ring.size  # fewer are not worth it: the first rank has them, the others none
         others = RingMemory(packed, self.ring) if shared else None
         runs: Runs = others.runs if others is not None else [(0, 0 if self.ring.rank else len(packed))]
-        answers: tuple[Any, ...] = self.inner(pieces(packed, runs), [asked.within(runs) for asked in readouts], others)
-        return answers
+        if len({asked.adds_up for asked in readouts}) > 1:
+            raise UnsupportedError("sums and values cannot be asked for at once of rows that are shared out over ranks")
+        parts: tuple[Any, ...] = self.inner(pieces(packed, runs), [asked.within(runs) for asked in readouts], others)
+        return tuple(asked.whole(part, runs, self._added) for asked, part in zip(readouts, parts, strict=True))
+
+    def _added(self, mine: Tensor) -> Tensor:
+        return _Added.apply(mine, self.ring)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -149,6 +160,25 @@ class Ringed(SequenceModel):
         return self.inner.notes
 
 
+class _Added(torch.autograd.Function):
+    """The sum over a ring's ranks; backward, each has its part of the same loss: what comes back is alike on all."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, ring: Ring) -> Tensor:
+        ctx.size = ring.size
+        total, given = mine.clone(), mine.contiguous()
+        for _ in range(ring.size - 1 if len(mine) else 0):
+            taken = torch.empty_like(given)
+            ring.hand_on(given, taken)()
+            total += taken
+            given = taken
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.size, None
+
+
 def pieces(packed: Packed, runs: Runs) -> Packed:
     """Some runs of a pack's rows, each part of a segment for itself; whom else they see is not in it."""
     rows = rows_in(runs)
@@ -170,4 +200,5 @@ def pieces(packed: Packed, runs: Runs) -> Packed:
         sample=packed.sample[whose],
         keys=None if packed.keys is None else taken(packed.keys),
         adapter=None if packed.adapter is None else packed.adapter[whose],
+        key=packed.key,
     )

@@ -57,8 +57,8 @@ class History:
         checkpoints: where snapshots go.
         recorder: where measurements go.
         keep: how many of the newest checkpoints are kept.
-        identity: what a checkpoint says of the run it belongs to: its recipe, and "base", the fingerprint of what an
-            adapter stands on.
+        identity: what a checkpoint says of the run it belongs to: its recipe; "base", the fingerprint of what an
+            adapter stands on; "asked", those of the models that are only asked.
         progress: how far the run has come.
     """
 
@@ -195,6 +195,10 @@ class History:
         """Weights, averages and progress of a checkpoint, and what else it holds."""
         saved = self.checkpoints.open(step)
         require_base(saved, self.identity.get("base"))
+        then, now = saved.state.get("asked") or {}, self.identity.get("asked") or {}
+        if others := sorted(role for role in {*then, *now} if then.get(role) != now.get(role)):
+            what = f"the {others[0]} has other weights than when the run began"
+            raise CheckpointError(what, where=self.checkpoints.folder, do="Give it the checkpoint that it was.")
         policy, self._torn = self.updater.policy, True
         saved.read_into("model", trained(policy))
         slots = optimizer_slots(self.updater.optimizer, policy, saved.specs("optimizer"))

@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 from danlu.contracts import SequenceModel
 from danlu.engine.held import held
 from danlu.engine.ranks import ALONE, Ranks
-from danlu.errors import RecipeError
+from danlu.errors import RecipeError, UnsupportedError
 
 Mode: TypeAlias = Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"]
 """How weights, gradients and the optimiser's averages lie over ranks."""
@@ -55,7 +55,8 @@ class Parallel:
 
     def __init__(self, ranks: Ranks = ALONE, ring: int = 1) -> None:
         self.ranks, self.ring = ranks, ring
-        self._rings: dict[str, SequenceModel] = {}
+        self._around: Callable[[SequenceModel], SequenceModel] | None = None
+        self._rings: dict[str, tuple[SequenceModel, SequenceModel]] = {}
 
     @property
     def shares(self) -> int:
@@ -71,15 +72,23 @@ class Parallel:
         """Models as a method asks them: each rank of a ring is given whole packs and answers for its rows of them."""
         if self.ring == 1:
             return models
-        if not self._rings:
+        if self._around is None:
             from danlu.engine.context import ringed  # brings the compiler, most of a second
 
-            around = ringed(self.ranks, self.ring)
-            self._rings = {role: around(model) for role, model in models.items()}
-        return self._rings
+            self._around = ringed(self.ranks, self.ring)
+        before = self._rings
+        self._rings = {
+            role: before[role] if role in before and before[role][0] is model else (model, self._around(model))
+            for role, model in models.items()
+        }
+        return {role: around for role, (_, around) in self._rings.items()}
 
     def lay_out(self, model: SequenceModel, device: torch.device) -> None:
         """Put a model that is whole, on the host, the way it is to lie on a device; before its optimiser is made."""
+        model.to(device)
+
+    def lay_out_frozen(self, model: SequenceModel, device: torch.device) -> None:
+        """Put a model that is only asked the way it is to lie."""
         model.to(device)
 
     def begin_pack(self, model: nn.Module, *, last: bool) -> None:
@@ -174,21 +183,32 @@ class Sharded(Parallel):
 
     def lay_out(self, model: SequenceModel, device: torch.device) -> None:
         """See `Parallel`; a block at a time is whole on the device."""
+        for part in model.modules():
+            if isinstance(part, nn.Embedding):
+                part.sparse = False  # its gradient is scattered as it is
+        self._shard(model, device, {part: self.stage == 3 and part is not model for part in (*model.blocks, model)})
+        for part in _sharded(model):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+    def lay_out_frozen(self, model: SequenceModel, device: torch.device) -> None:
+        """See `Parallel`; whole, unless the trained model's weights are shared out, too."""
+        if self.stage < 3:
+            super().lay_out_frozen(model, device)
+        else:
+            self._shard(model, device, dict.fromkeys((*model.blocks, model), True))
+
+    def _shard(self, model: SequenceModel, device: torch.device, reshard: Mapping[nn.Module, bool]) -> None:
+        """Share out a model part by part, each whole again after its forward or not."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # half a second, which only those who shard should pay
 
         mesh = init_device_mesh(device.type, (self.ranks.size,))
-        for part in model.modules():
-            if isinstance(part, nn.Embedding):
-                part.sparse = False  # its gradient is scattered as it is
-        for part in (*model.blocks, model):
+        for part, after_forward in reshard.items():
             part.register_forward_hook(_without_views)
-            fully_shard(part, mesh=mesh, reshard_after_forward=self.stage == 3 and part is not model)
+            fully_shard(part, mesh=mesh, reshard_after_forward=after_forward)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(device)
-        for part in _sharded(model):
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)
 
     def begin_pack(self, model: nn.Module, *, last: bool) -> None:
         """See `Parallel`."""
@@ -233,6 +253,7 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *,
 
     Raises:
         RecipeError: when the processes that were started do not fit.
+        UnsupportedError: when the rows of the model's packs cannot be shared out.
     """
     if ranks.size % ring:
         raise RecipeError(
@@ -241,6 +262,8 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *,
         )
     if ranks.size == 1:
         return Parallel(ranks)
+    if ring > 1:
+        check_ringed(model)
     if mode == "none":
         raise RecipeError(
             f"run.parallel is none, and {ranks.size} processes were started",
@@ -253,6 +276,17 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *,
         return Replicated(ranks, ring)
     stages: dict[Mode, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
     return Sharded(ranks, ring, stage=stages[mode])
+
+
+def check_ringed(model: SequenceModel) -> None:
+    """See that the rows of a model's packs can be shared out over a ring.
+
+    Raises:
+        UnsupportedError: when an adapter puts rows of its own among them.
+    """
+    if model.adapted is not None and model.adapted.adds_rows:
+        what = "an adapter puts rows of its own into packs, and a ring of ranks cannot share these out"
+        raise UnsupportedError(what, where="run.context_parallel", do="Set it to 1, or use adapter=prefix.")
 
 
 def _sharded(model: nn.Module) -> list[Any]:

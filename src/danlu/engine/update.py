@@ -1,7 +1,8 @@
 """One update, and one measurement: where sums become averages, once.
 
-An update goes: count what its terms are divided by, over all its groups; cut the groups into packs; run forward and
-backward pack by pack, each term's sum over its count; clip; step. So the update does not depend on how it was cut up.
+An update goes: count what its terms are divided by, over all its groups; cut the groups into packs; take what the loss
+depends on as a whole, where a method asks for it; run forward and backward pack by pack, each term's sum over its
+count; clip; step. So the update does not depend on how it was cut up.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from danlu.batch import Batch
-from danlu.contracts import Method, SequenceModel
+from danlu.contracts import Method, SequenceModel, Terms
 from danlu.data import deal, pack
 from danlu.engine.guards.words import listed
 from danlu.engine.held import held
 from danlu.engine.parallel import Parallel
+from danlu.engine.work import passes
 from danlu.errors import RunError
 from danlu.random import fold, token_keys
 
@@ -49,7 +51,7 @@ class Updater:
     """Moves the weights by one step's samples, and measures without moving them.
 
     Attributes:
-        models: by role; the method's first role is trained.
+        models: by role; the method's first role is trained, the others are only asked.
         method: how it learns.
         optimizer: moves the weights.
         device: where.
@@ -74,7 +76,10 @@ class Updater:
         return self.models[self.method.roles[0]]
 
     def groups(self, samples: Sequence[Any]) -> list[Batch]:
-        """This rank's share of some samples as groups: shares cost about the same."""
+        """This rank's share of an update's samples as groups: shares cost about the same."""
+        return self._dealt(self.method.matched(samples))
+
+    def _dealt(self, samples: Sequence[Any]) -> list[Batch]:
         if self.parallel.shares > 1:
             shares = deal([self.method.size(sample) for sample in samples], self.parallel.shares)
             samples = [samples[i] for i in shares[self.parallel.share]]
@@ -97,17 +102,19 @@ class Updater:
         models = self.parallel.asked(self.models)
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sums, flops = _Sums(), 0
+        estimates, flops = self._estimated([(groups, packs, agreed)], key)
+        sums = _Sums()
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
-            outcome = self.method.loss(models, keyed(batch, key))
+            outcome = self.method.loss(models, replace(keyed(batch, key), estimates=estimates))
             if empty := [name for name in outcome.losses if not counts[name]]:
                 every = self.parallel.ranks.gather(places(groups))[:: self.parallel.ring]
                 raise _nothing_to_learn(step + 1, empty[0], list(chain.from_iterable(every)))
-            loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
+            loss = torch.stack([value / counts[name] for name, value in self.part(batch, outcome.losses).items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-            sums.add({**outcome.metrics, "loss": loss})
-            flops += 3 * self.policy.flops(batch.packed, len(batch.targets))
+            sums.add({**self.part(batch, outcome.metrics), "loss": loss})
+            backward = (passes(self.policy) - 1) * self.policy.flops(batch.packed, len(batch.targets))
+            flops += backward + self.forward_flops(batch)
         self.parallel.end_update(self.policy)
         reports = self.parallel.ranks.gather([sums.as_floats(), flops, told()])
         averages = _over(_sum(sums for sums, _, _ in reports), {**counts, "loss": 1.0})
@@ -136,20 +143,26 @@ class Updater:
             parameters["lr"] = lr
         self.optimizer.step()
 
+    def part(self, batch: Batch, sums: Terms) -> Terms:
+        """What this rank adds of a pack's sums: a share, where all ranks of a ring have sums of whole sequences."""
+        ranks = 1 if batch.sequences is None else self.parallel.ring
+        return sums if ranks == 1 else {name: value / ranks for name, value in sums.items()}
+
     @torch.no_grad()
     def measure(self, samples: Iterable[Any]) -> dict[str, float]:
         """The loss and the method's metrics over all these samples, nothing random and nothing moved."""
         models = self.parallel.asked(self.models)
         self.policy.eval()
-        sums, counts = _Sums(), Counter[str]()
-        waiting = iter(samples)
-        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.shares)):
-            groups = self.groups(some)
-            packs = self._packed(groups)
-            agreed = self._agree(groups, len(packs))
+        sums, counts, estimates = _Sums(), Counter[str](), dict[str, float]()
+        chunks = self._chunks(samples)
+        if self.method.estimating:
+            chunks = list(chunks)
+            estimates, _ = self._estimated(chunks, None)
+        for groups, packs, agreed in chunks:
             for batch in self._turns(packs, groups, agreed.rounds):
-                outcome = self.method.loss(models, batch)
-                sums.add({**outcome.metrics, **{f"loss.{name}": value for name, value in outcome.losses.items()}})
+                outcome = self.method.loss(models, replace(batch, estimates=estimates))
+                losses = {f"loss.{name}": value for name, value in outcome.losses.items()}
+                sums.add(self.part(batch, {**outcome.metrics, **losses}))
             counts += agreed.counts
         self.parallel.settle(self.policy)
         terms = {f"loss.{name}": count for name, count in counts.items()}
@@ -157,10 +170,51 @@ class Updater:
         loss = sum(averages.pop(name) for name in terms if name in averages)
         return self.method.summarize({"loss": loss, **averages})
 
+    def _chunks(self, samples: Iterable[Any]) -> Iterable[_Chunk]:
+        """Samples to be measured, some at a time; matched with one another first where all of them are one estimate."""
+        matched = self.method.matched
+        if self.method.estimating:
+            samples, matched = matched(list(samples)), _as_they_are
+        waiting = iter(samples)
+        while some := list(islice(waiting, _MEASURED_TOGETHER * self.parallel.shares)):
+            groups = self._dealt(matched(some))
+            packs = self._packed(groups)
+            yield groups, packs, self._agree(groups, len(packs))
+
+    def estimates(self, groups: Sequence[Batch], step: int) -> dict[str, float]:
+        """What a step's loss depends on as a whole, over all ranks; `gradient` takes it by itself."""
+        packs = self._packed(groups)
+        return self._estimated([(groups, packs, self._agree(groups, len(packs)))], fold(self.seed, step))[0]
+
+    @torch.no_grad()
+    def _estimated(self, chunks: Iterable[_Chunk], key: int | None) -> tuple[dict[str, float], float]:
+        """The method's estimates, each over its count, and this rank's operations for them."""
+        if not self.method.estimating:
+            return {}, 0
+        models, sums, counts, flops = self.parallel.asked(self.models), _Sums(), Counter[str](), 0.0
+        for groups, packs, agreed in chunks:
+            for batch in self._turns(packs, groups, agreed.rounds):
+                found = self.method.estimates(models, batch if key is None else keyed(batch, key))
+                sums.add(self.part(batch, found))
+                flops += self.forward_flops(batch if batch.beside is None else batch.beside)
+            counts += agreed.counts
+        return _over(_sum(self.parallel.ranks.gather(sums.as_floats())), counts), flops
+
+    def forward_flops(self, batch: Batch) -> int:
+        """Operations of asking every model once."""
+        return sum(model.flops(batch.packed, len(batch.targets)) for model in self.models.values())
+
     def packs(self, groups: Sequence[Batch]) -> Iterator[Batch]:
         """Some groups as few packs, on the device."""
         packs = self._packed(groups)
         return self._turns(packs, groups, len(packs))
+
+    def passes(self, groups: Sequence[Batch]) -> Iterator[tuple[Sequence[int], Batch]]:
+        """The packs of this rank's groups, each with the numbers of those in it; as many as the rank with most has."""
+        packs = self._packed(groups)
+        rounds = max(self.parallel.ranks.gather(len(packs)))
+        members = chain(packs, ([] for _ in range(rounds - len(packs))))
+        return zip(members, self._turns(packs, groups, rounds), strict=True)
 
     def _packed(self, groups: Sequence[Batch]) -> list[list[int]]:
         """Which groups go through together."""
@@ -189,6 +243,14 @@ class _Agreed:
     packs: int
     samples: int
     tokens: int
+
+
+_Chunk: TypeAlias = tuple[Sequence[Batch], Sequence[Sequence[int]], _Agreed]
+"""Groups, which of them go through together, and what all ranks are about to do."""
+
+
+def _as_they_are(samples: Sequence[Any]) -> Sequence[Any]:
+    return samples
 
 
 def _size(groups: Sequence[Batch]) -> tuple[int, int]:
@@ -245,4 +307,5 @@ def keyed(batch: Batch, key: int) -> Batch:
     """The batch with a random key for every row."""
     packed = batch.packed
     keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())
-    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device)))
+    beside = None if batch.beside is None else keyed(batch.beside, key)
+    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device), key=key), beside=beside)

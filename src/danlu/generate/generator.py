@@ -24,7 +24,7 @@ from danlu.generate.cache import Cache
 from danlu.generate.sampling import Sampling
 from danlu.packed import NO_ADAPTER, ROOT, Packed
 from danlu.parts.compiled import compilation
-from danlu.parts.readout import Logits
+from danlu.parts.readout import SCORES, Logits
 
 Ending: TypeAlias = Literal["stop", "length"]
 """Why a continuation ended: with a stop token, or because it became as long as allowed."""
@@ -67,6 +67,7 @@ class _Active:
     feed: Sequence[int]
     stop: frozenset[int]
     adapter: int | None
+    num_kept: int = 0
     num_new: int = 0
 
 
@@ -105,7 +106,8 @@ def generate(
 
     Raises:
         RecipeError: for a prompt without tokens or with tokens that the model does not have.
-        UnsupportedError: when a prompt and its continuation could become longer than the model has positions.
+        UnsupportedError: when a prompt and its continuation could become longer than the model has positions, or the
+            model scores sequences.
     """
     ids = range(len(prompts)) if samples is None else samples
     through = [None] * len(prompts) if adapters is None else list(adapters)
@@ -157,7 +159,9 @@ def _check(
     samples: Sequence[int],
     adapters: Sequence[int | None],
 ) -> None:
-    vocabulary, longest = model.config.vocabulary, model.config.longest
+    vocabulary, longest = model.config.vocabulary, model.longest
+    if len(prompts) and model.config.scores:
+        raise UnsupportedError(SCORES, do="Generate with the language model that it was made of.")
     if max_active is not None and max_active < 1:
         raise RecipeError(f"with max_active {max_active} nothing is ever written", do="Set it to 1 or more.")
     if len(adapters) != len(prompts):
@@ -195,6 +199,7 @@ def _steps(
         tokens = agree(_draw(model, cache, active, sampling))
         steps, going_on = [], []
         for sequence, token in zip(active, tokens, strict=True):
+            sequence.num_kept += len(sequence.feed)
             sequence.feed, sequence.num_new = [token], sequence.num_new + 1
             ended = _ending(sequence, token, sampling)
             steps.append(Step(sequence.prompt, token, ended))
@@ -219,7 +224,7 @@ def _adapter(sequence: _Active) -> int:
 def _draw(model: SequenceModel, cache: Cache, active: Sequence[_Active], sampling: Sampling) -> list[int]:
     """The next token of every active sequence, from one pass over what is new in each."""
     ids = [sequence.prompt for sequence in active]
-    starts = [cache.length(sample) for sample in ids]
+    starts = [sequence.num_kept for sequence in active]
     stops = [start + len(sequence.feed) for start, sequence in zip(starts, active, strict=True)]
     positions = torch.cat([torch.arange(a, b) for a, b in zip(starts, stops, strict=True)])
     packed = Packed.tree(

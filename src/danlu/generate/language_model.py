@@ -224,7 +224,7 @@ class LanguageModel:
         return [[*first, *ids.tolist()] for ids in self.tokenizer.encode_batch(texts)]
 
     def _check(self, ids: Sequence[Sequence[int]]) -> None:
-        longest = self.model.config.longest
+        longest = self.model.longest
         for i, text in enumerate(ids):
             if not text:
                 raise RecipeError(f"text {i} has no tokens", do="Leave it out.")

@@ -6,6 +6,7 @@ lines' own colours keep a contrast of three to one on either.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class Chart:
     wide: bool = False
 
 
-def loss_chart(train: Curve, held_out: Curve) -> Chart | None:
+def loss_chart(train: Curve, held_out: Curve, unit: str = "Nats a token.") -> Chart | None:
     """Training loss, raw and smoothed, and held-out loss with its lowest point ringed."""
     import plotly.graph_objects as go
 
@@ -59,7 +60,7 @@ def loss_chart(train: Curve, held_out: Curve) -> Chart | None:
         traces[-2].hovertemplate = "held out %{y:.4f}<extra></extra>"
     if not traces:
         return None
-    caption = f"Nats a token. {_about(train)} Drag across a chart to zoom in, double-click to zoom out."
+    caption = f"{unit} {_about(train)} Drag across a chart to zoom in, double-click to zoom out."
     return Chart("loss", "Loss", caption, _json(go.Figure(traces), _TALL, legend=True), _TALL, wide=True)
 
 
@@ -97,6 +98,41 @@ def metric_chart(
         figure.update_yaxes(type="log", dtick=1)
         caption += " Logarithmic."
     return Chart(name, title, caption.strip(), _json(figure, _LOW), _LOW)
+
+
+def curves_chart(name: str, title: str, curves: Mapping[str, Curve], caption: str) -> Chart | None:
+    """Several metrics over the steps, each by its word; none where none was ever written."""
+    import plotly.graph_objects as go
+
+    colors = (BLUE, ORANGE, TEAL)
+    drawn = [(word, curve) for word, curve in curves.items() if len(curve)]
+    traces = [t for i, (word, c) in enumerate(drawn) for t in _traces(c, word, colors[i % 3], f"{word} %{{y:.4g}}")]
+    return Chart(name, title, caption, _json(go.Figure(traces), _LOW, legend=True), _LOW) if traces else None
+
+
+def calibration_chart(name: str, title: str, bins: Sequence[tuple[float, float, float]], caption: str) -> Chart | None:
+    """How often a model is right, where it says so with some confidence, beside the line where both are the same.
+
+    Args:
+        name: unique in the report.
+        title: what it says above.
+        bins: of each, mean confidence, agreement and the share of pairs in it, which is drawn as the marker's size.
+        caption: what it says below.
+    """
+    import plotly.graph_objects as go
+
+    if not bins:
+        return None
+    line = go.Scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", line={"color": ORANGE, "dash": "dot"}, hoverinfo="skip")
+    sure, right, shares = ([float(f"{value:.5g}") for value in values] for values in zip(*bins, strict=True))
+    sizes = [6 + 24 * share**0.5 for share in shares]
+    held = go.Scatter(x=sure, y=right, customdata=shares, mode="lines+markers", line={"color": TEAL, "width": 1})
+    held.marker = {"color": TEAL, "size": sizes}
+    held.hovertemplate = "says %{x:.1%}, is right %{y:.1%}, %{customdata:.1%} of pairs<extra></extra>"
+    figure = go.Figure([line, held])
+    figure.update_xaxes(tickformat=".0%", range=[0.48, 1.02])
+    figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.05])
+    return Chart(name, title, caption, _json(figure, _TALL, x_title="confidence"), _TALL)
 
 
 def histogram_chart(name: str, title: str, edges: list[float], counts: list[float], caption: str) -> Chart | None:

@@ -15,6 +15,7 @@ from danlu.insight.charts import Chart, histogram_chart, loss_chart, metric_char
 from danlu.insight.curve import Curve
 from danlu.insight.fit import judge_fit
 from danlu.insight.page import Fact, Page, Sample, render
+from danlu.insight.preferences import learned_preferences, preference_charts, preference_facts
 from danlu.insight.record import Event, Record, as_mapping, as_number, read_record
 from danlu.insight.timeline import moments_of, notes_of, ranks_of, status_of, warnings_of
 from danlu.units import count, duration, memory, percent
@@ -67,7 +68,7 @@ def _page(record: Record) -> Page:
         fit=judge_fit(
             record.curve("loss"),
             record.curve("held_out_loss"),
-            vocab_size=int(vocab_size) if vocab_size is not None else None,
+            vocab_size=None if vocab_size is None or learned_preferences(record) else int(vocab_size),
         ),
         charts=_training_charts(record),
         warnings=(*warnings_of(record.events), *_doubts(record)),
@@ -82,13 +83,15 @@ def _page(record: Record) -> Page:
 
 
 def _key_facts(record: Record) -> tuple[Fact, ...]:
+    unit = "" if learned_preferences(record) else "nats a token"
     facts: list[Fact | None] = [
+        *preference_facts(record),
         _final(record, "held_out_bits_per_byte", "Held-out bits per byte"),
-        _final(record, "held_out_loss", "Held-out loss", "nats a token"),
+        _final(record, "held_out_loss", "Held-out loss", unit),
         _final(record, "held_out_perplexity", "Held-out perplexity"),
     ]
     if not any(facts):
-        facts.append(_final(record, "loss", "Training loss", "nats a token, last step"))
+        facts.append(_final(record, "loss", "Training loss", f"{unit}, last step" if unit else "last step"))
     total, tokens = record.curve("total_tokens").values, record.curve("tokens").values
     if len(total) or len(tokens):
         facts.append(Fact("Tokens trained", count(float(total[-1] if len(total) else tokens.sum()))))
@@ -128,7 +131,8 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
         ((unit, size) for unit, size in (("GiB", 2**30), ("MiB", 2**20)) if _peak(used) >= size), ("B", 1)
     )
     charts = [
-        loss_chart(record.curve("loss"), record.curve("held_out_loss")),
+        loss_chart(record.curve("loss"), record.curve("held_out_loss"), *_loss_words(record)),
+        *(preference_charts(record) if learned_preferences(record) else ()),
         metric_chart("throughput", "Tokens a second", record.curve("tokens_per_second"), "", from_zero=True),
         metric_chart(
             "mfu",
@@ -159,6 +163,10 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
         ),
     ]
     return tuple(chart for chart in charts if chart)
+
+
+def _loss_words(record: Record) -> list[str]:
+    return ["What the method makes of its pairs."] if learned_preferences(record) else []
 
 
 def _peak(curve: Curve) -> float:

@@ -7,11 +7,12 @@ weights are whole) and only for the rows that are asked for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,22 +30,41 @@ class Head:
         bias: b, ``[V]`` or None.
         scale: of the logits.
         softcap: c, or None.
+        scores: whether it gives one score a row (V is 1) instead of logits over tokens.
     """
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     softcap: float | None = None
+    scores: bool = False
 
     def scaled(self, hidden: Float[Tensor, "R D"]) -> tuple[Float[Tensor, "R D"], Float[Tensor, " V"] | None]:
-        """Hidden states and bias times the scale, so that nothing as wide as the vocabulary has to be."""
+        """Hidden states and bias times the scale, so that nothing as wide as the vocabulary has to be.
+
+        Raises:
+            UnsupportedError: when there are no logits.
+        """
+        if self.scores:
+            raise UnsupportedError(SCORES, do="Ask the language model that it was made of.")
         if self.scale == 1.0:
             return hidden, self.bias
         return hidden * self.scale, None if self.bias is None else self.bias * self.scale
 
 
+SCORES = "the model scores sequences, and predicts no tokens"
+"""What is wrong with asking a reward model for tokens."""
+
+
 class Readout(ABC):
-    """A question about the hidden states."""
+    """A question about the hidden states.
+
+    Class attributes:
+        adds_up: what ranks that hold some of the rows each are given: shares of the answer, which add up; or, each
+            of them, all of it.
+    """
+
+    adds_up: ClassVar[bool] = True
 
     @abstractmethod
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Any:
@@ -54,10 +74,28 @@ class Readout(ABC):
         """The same of a pack that holds only these runs ``start:stop`` of the rows, in order, with others elsewhere.
 
         Raises:
-            UnsupportedError: when the answers of several such packs do not add up to that of the whole.
+            UnsupportedError: when the answers of several such packs do not come to that of the whole.
         """
         what = f"{type(self).__name__} has no answer that adds up over ranks which hold some rows each"
         raise UnsupportedError(what, do="Ask one rank that holds the whole pack.")
+
+    def whole(self, part: Any, runs: Sequence[tuple[int, int]], add: Callable[[Tensor], Tensor]) -> Any:
+        """What a rank is given, from the answer of `within` to its runs of the rows.
+
+        Args:
+            part: the answer.
+            runs: this rank's.
+            add: the sum of a tensor over all ranks that hold rows of the pack.
+        """
+        return part
+
+    def moved(self, places: Int[Tensor, " T"]) -> Readout:
+        """The same of a pack in which others were put between the rows: row i has become row ``places[i]``.
+
+        Raises:
+            UnsupportedError: when it does not know.
+        """
+        raise UnsupportedError(f"{type(self).__name__} does not know of rows that an adapter puts into a pack")
 
 
 @dataclass(frozen=True)
@@ -80,6 +118,10 @@ class Likelihood(Readout):
         parts = [self.targets.within(start, stop) for start, stop in runs]
         return replace(self, targets=Targets.join(parts, starts[:-1]))
 
+    def moved(self, places: Int[Tensor, " T"]) -> Likelihood:
+        """See `Readout`."""
+        return replace(self, targets=_moved(self.targets, places))
+
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> CrossEntropy:
         """The sums."""
         t = self.targets
@@ -100,7 +142,21 @@ class Likelihood(Readout):
 class LogProbs(Readout):
     """log p of each target, each with its own gradient."""
 
+    adds_up: ClassVar[bool] = False
     targets: Targets
+
+    def within(self, runs: Sequence[tuple[int, int]]) -> LogProbs:
+        """The targets of these rows."""
+        held, rows = _held(self.targets.rows, runs)
+        return LogProbs(Targets(rows, self.targets.tokens[held], self.targets.weights[held]))
+
+    def whole(self, part: Tensor, runs: Sequence[tuple[int, int]], add: Callable[[Tensor], Tensor]) -> Tensor:
+        """All log-probabilities, on every rank."""
+        return _everywhere(part, self.targets.rows, runs, add)
+
+    def moved(self, places: Int[Tensor, " T"]) -> LogProbs:
+        """See `Readout`."""
+        return LogProbs(_moved(self.targets, places))
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, " M"]:
         """The log-probabilities in nats, float32."""
@@ -109,10 +165,41 @@ class LogProbs(Readout):
 
 
 @dataclass(frozen=True)
+class Values(Readout):
+    """One score for each of some rows, by a model whose head gives scores."""
+
+    adds_up: ClassVar[bool] = False
+    rows: Int[Tensor, " R"]
+
+    def within(self, runs: Sequence[tuple[int, int]]) -> Values:
+        """Those of these rows."""
+        return Values(_held(self.rows, runs)[1])
+
+    def whole(self, part: Tensor, runs: Sequence[tuple[int, int]], add: Callable[[Tensor], Tensor]) -> Tensor:
+        """All scores, on every rank."""
+        return _everywhere(part, self.rows, runs, add)
+
+    def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, " R"]:
+        """The scores, float32.
+
+        Raises:
+            UnsupportedError: when the model has a head over tokens.
+        """
+        if not head.scores:
+            raise UnsupportedError("the model predicts tokens, and scores no sequences", do="Ask a reward model.")
+        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        return (hidden.index_select(0, self.rows).to(precise) @ head.weight.to(precise).t()).squeeze(1)
+
+
+@dataclass(frozen=True)
 class Logits(Readout):
     """The logits of some rows."""
 
     rows: Int[Tensor, " R"]
+
+    def moved(self, places: Int[Tensor, " T"]) -> Logits:
+        """See `Readout`."""
+        return Logits(places[self.rows])
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R V"]:
         """The logits, in the head's precision."""
@@ -128,6 +215,33 @@ class Hidden(Readout):
 
     rows: Int[Tensor, " R"]
 
+    def moved(self, places: Int[Tensor, " T"]) -> Hidden:
+        """See `Readout`."""
+        return Hidden(places[self.rows])
+
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R D"]:
         """The hidden states, after the last normalisation."""
         return hidden[self.rows]
+
+
+def _held(rows: Int[Tensor, " R"], runs: Sequence[tuple[int, int]]) -> tuple[Int[Tensor, " H"], Int[Tensor, " H"]]:
+    """Which of some rows lie in these runs, run by run; and where they lie when the runs are put end to end."""
+    inside = [((rows >= start) & (rows < stop)).nonzero().squeeze(1) for start, stop in runs]
+    begins = accumulate((stop - start for start, stop in runs), initial=0)
+    moved = [rows[held] - start + begin for held, (start, _), begin in zip(inside, runs, begins, strict=False)]
+    return torch.cat(inside), torch.cat(moved)
+
+
+def _everywhere(
+    part: Float[Tensor, " H"],
+    rows: Int[Tensor, " R"],
+    runs: Sequence[tuple[int, int]],
+    add: Callable[[Tensor], Tensor],
+) -> Float[Tensor, " R"]:
+    """What every rank is given of values that each has of its own rows."""
+    held, _ = _held(rows, runs)
+    return add(part.new_zeros(len(rows)).index_copy(0, held, part))
+
+
+def _moved(targets: Targets, places: Int[Tensor, " T"]) -> Targets:
+    return replace(targets, rows=places[targets.rows])

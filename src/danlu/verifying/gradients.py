@@ -100,9 +100,9 @@ def _by_hand(subject: Subject, packs: Iterable[Batch]) -> tuple[float, Gradient]
         counts.update(method.counts(group))  # type: ignore[arg-type]  # a Counter of shares
     policy.train()
     policy.zero_grad(set_to_none=True)
-    total = 0.0
+    total, estimates = 0.0, subject.updater.estimates(subject.groups, STEP)
     for batch in packs:
-        outcome = method.loss(subject.updater.models, subject.keyed(batch))
+        outcome = method.loss(subject.updater.models, replace(subject.keyed(batch), estimates=estimates))
         loss = torch.stack([value / counts[name] for name, value in outcome.losses.items()]).sum()
         loss.backward()
         total += float(loss.detach())

@@ -19,7 +19,7 @@ from danlu.errors import DanluError, DataError
 from danlu.generate.chat_session import chat_ids
 from danlu.hub_files import read_json
 from danlu.packed import Packed
-from danlu.parts.readout import Logits
+from danlu.parts.readout import Logits, Values
 from danlu.verifying.runs import straight_run, trained_policy
 from danlu.verifying.subject import Subject
 from danlu.verifying.tolerances import OTHER_CODE, SAME_BITS
@@ -32,7 +32,7 @@ _LOOKED_AT = 2000
 
 @check("the exported model is the same")
 def exported_model(subject: Subject) -> Measured:
-    """What a run exports has the same logits in transformers, on the user's own tokens."""
+    """What a run exports has the same logits, or scores, in transformers, on the user's own tokens."""
     if importlib.util.find_spec("transformers") is None:
         raise Inapplicable("The package transformers is not installed.")
     with quiet_transformers() as transformers:
@@ -40,7 +40,8 @@ def exported_model(subject: Subject) -> Measured:
         kind = read_json(final / "config.json").get("model_type")
         if kind not in transformers.CONFIG_MAPPING and not subject.trusted:
             raise Inapplicable(f"The package transformers knows no model of type '{kind}'.")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        auto = transformers.AutoModelForSequenceClassification if subject.scores else transformers.AutoModelForCausalLM
+        theirs = auto.from_pretrained(
             final, dtype=torch.float32, local_files_only=True, trust_remote_code=subject.trusted
         ).to(subject.device)
         ours = trained_policy(subject)
@@ -49,14 +50,17 @@ def exported_model(subject: Subject) -> Measured:
             raise Inapplicable("Some tokens see what comes after them, which is not asked of transformers here.")
         found = [(_logit_error(ours, theirs, path.to(subject.device)), origin) for path, origin in paths]
     error, origin = max(found, key=lambda each: size(each[0]))
-    fault = f"In transformers the exported model has other logits on {', '.join(origin)}."
-    return Measured(f"logits of {subject.tokens:,} tokens", error, OTHER_CODE, fault)
+    what = "scores" if subject.scores else "logits"
+    fault = f"In transformers the exported model has other {what} on {', '.join(origin)}."
+    of = f"{len(paths)} answers" if subject.scores else f"{subject.tokens:,} tokens"
+    return Measured(f"{what} of {of}", error, OTHER_CODE, fault)
 
 
 @torch.no_grad()
 def _logit_error(ours: SequenceModel, theirs: Any, path: Packed) -> float:
-    """The largest difference of a sequence's logits, relative to the largest logit."""
-    (logits,) = ours.eval()(path, [Logits(torch.arange(len(path), device=path.tokens.device))])
+    """The largest difference of a sequence's logits, relative to the largest logit; or of its score at its end."""
+    every = torch.arange(len(path), device=path.tokens.device)
+    (logits,) = ours.eval()(path, [Values(every[-1:]) if ours.config.scores else Logits(every)])
     rows = path.tokens[None]
     expected = theirs(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits[0]
     return float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

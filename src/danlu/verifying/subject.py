@@ -56,6 +56,11 @@ class Subject:
         return self.experiment.recipe.method
 
     @property
+    def scores(self) -> bool:
+        """Whether it scores sequences, and predicts no tokens."""
+        return self.policy.config.scores
+
+    @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.experiment.device.torch
@@ -68,7 +73,7 @@ class Subject:
     @property
     def trusted(self) -> bool:
         """Whether code that comes with the checkpoint may run."""
-        model = self.experiment.recipe.model
+        model = self.experiment.recipe.policy
         return isinstance(model, HubModel) and model.trust_remote_code
 
     @functools.cached_property
@@ -112,7 +117,8 @@ def prepared(recipe: Recipe, folder: Path) -> Iterator[Subject]:
         source, drawn = experiment.source, list[Any]()
         while len(drawn) < _ENOUGH and not source.exhausted:
             drawn += source.draw()
-        yield Subject(experiment, few([recipe.method.group(sample) for sample in drawn]), folder)
+        groups = [recipe.method.group(sample) for sample in recipe.method.matched(drawn)]
+        yield Subject(experiment, few(groups), folder)
 
 
 def few(groups: Sequence[Batch]) -> list[Batch]:
@@ -133,6 +139,8 @@ def _plain(recipe: Recipe, folder: Path) -> Recipe:
     for bound in ("epochs", "max_time"):  # what is run here is bounded by its updates alone
         raw["run"].pop(bound, None)
     raw["run"]["steps"] = recipe.run.steps or 1
+    if "precomputed" in recipe.method.asks.values():  # of all data, of which a few are looked at
+        raw["method"]["reference"] = "model"
     if isinstance(recipe.data.held_out, float):  # what is held out stays so, and is hardly measured
         raw["data"]["held_out_samples"] = 1
     else:

@@ -9,9 +9,9 @@ ring have the same share.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -107,6 +107,7 @@ class _Tracer:
         self._policy = learner.models[learner.method.roles[0]]
         self._key = fold(learner.seed, step)
         self._counts: Counter[str] = Counter()
+        self._estimates: Mapping[str, float] = {}
         for told in self._shares([learner.method.counts(group) for group in groups]):
             for counts in told:
                 self._counts.update(counts)
@@ -118,6 +119,7 @@ class _Tracer:
         if any(self._ranks.gather(bool(weighed))):  # then so is what every sample's loss is divided by
             return self._trace("samples", weighed, "targets", None)
         self._policy.train()
+        self._estimates = self._learner.estimates(self._groups, self._step)
         try:
             return self._search()
         finally:
@@ -194,8 +196,9 @@ class _Tracer:
         """The loss of some groups as one pack, its gradient added to what is there."""
         learner = self._learner
         batch = keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
-        outcome = learner.method.loss(learner.parallel.asked(learner.models), batch)
-        loss = torch.stack([value / self._counts[name] for name, value in outcome.losses.items()]).sum()
+        batch = replace(batch, estimates=self._estimates)
+        losses = learner.part(batch, learner.method.loss(learner.parallel.asked(learner.models), batch).losses)
+        loss = torch.stack([value / self._counts[name] for name, value in losses.items()]).sum()
         loss.backward()
         return loss.detach()
 
@@ -213,7 +216,10 @@ class _Tracer:
     def _bad_parameter(self) -> str | None:
         several = len(self._learner.models) > 1
         for role, model in self._learner.models.items():
-            names, values = zip(*model.named_parameters(), strict=True)
+            named = dict(model.named_parameters())
+            if not named:  # it is another as it is without its adapter
+                continue
+            names, values = list(named), named.values()
             sound = torch.stack([torch.isfinite(held(value.detach())).all() for value in values]).tolist()
             if not all(sound):
                 name = names[sound.index(False)]
