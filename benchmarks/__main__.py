@@ -15,7 +15,7 @@ from benchmarks.common import Facts, MissingError, child, environment, say
 from benchmarks.settings import Options
 
 NAMES = (
-    *("startup", "dropout", "data", "first_step", "checkpoint", "guards", "mfu", "ring", "parallel"),
+    *("startup", "dropout", "data", "first_step", "checkpoint", "guards", "adapters", "mfu", "ring", "parallel"),
     *("sft", "lora", "dpo", "throughput", "lengths", "tuning"),
 )
 """The quickest first."""

@@ -88,6 +88,8 @@ LORA_SPEED_UP = Target(least=3.0)
 """Real tokens a second of a LoRA over those of `trl` with `peft`, packing."""
 LORA_BOUND = Target(least=0.9)
 """How near a LoRA comes to what its matrix products allow, beside training all weights."""
+ADAPTER_SWITCHING = Target(most=1.1)
+"""How much longer a pass takes where its sequences go through several adapters, over one adapter for all."""
 DPO_SPEED_UP = Target(least=3.0)
 """Pairs a second over those of `trl`."""
 DPO_MEMORY = Target(most=0.5)

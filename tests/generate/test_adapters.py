@@ -157,13 +157,13 @@ def test_each_adapters_rows_are_one_run_in_every_pass(together: LanguageModel) -
 
 
 def test_names_are_given_or_follow_from_folders(folder: Path, tmp_path: Path) -> None:
-    for run in ("poems", "code"):
+    for run in ("poems", "code.v1"):
         shutil.copytree(folder / "a", tmp_path / run / "final")
     assert list(
-        danlu.load(folder / "base", adapters=[tmp_path / run / "final" for run in ("poems", "code")]).adapters
+        danlu.load(folder / "base", adapters=[tmp_path / run / "final" for run in ("poems", "code.v1")]).adapters
     ) == [
         "poems",
-        "code",
+        "code.v1",
     ]
     one = danlu.load(folder / "base", adapters=[folder / "c"])
     assert list(one.adapters) == ["c"]

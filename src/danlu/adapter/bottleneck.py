@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danlu.adapter.adapted import Adapters
-from danlu.adapter.contract import DEFAULT, PEFT_ROOT, Adapter, Attached
+from danlu.adapter.contract import DEFAULT, PEFT_ROOT, Adapter, Attached, part_name
 from danlu.adapter.targets import block_names, named_modules
 from danlu.contracts import SequenceModel
 from danlu.errors import UnsupportedError
@@ -117,7 +117,7 @@ class Bottlenecks(Attached):
     def __init__(self, adapter: Bottleneck, model: SequenceModel, name: str, seed: int) -> None:
         super().__init__(adapter, model, name, seed)
         adapters = Adapters.of(model)
-        self.part = "bottleneck" if name == DEFAULT else f"bottleneck_{name}"
+        self.part = part_name("bottleneck", name)
         self.halves: list[str] = []
         for block in block_names(model, adapter.layers):
             self.halves += _halves(model, block, adapter.after)

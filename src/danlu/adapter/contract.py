@@ -196,6 +196,16 @@ class Attached(ABC):
         return {name: f"{PEFT_ROOT}.{hub[name]}" for name in inside}
 
 
+def part_name(kind: str, name: str) -> str:
+    """What an adapter's part of a module is called there; a module's name may have no dot in it.
+
+    Example:
+        >>> part_name("lora", "default"), part_name("lora", "v1.0")
+        ('lora', 'lora_v1%2E0')
+    """
+    return kind if name == DEFAULT else f"{kind}_{name.replace('%', '%25').replace('.', '%2E')}"
+
+
 def taken(held: Mapping[str, Tensor], named: Mapping[str, str]) -> dict[str, Tensor]:
     """Some parameters as a file holds them.
 

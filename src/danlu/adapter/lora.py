@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danlu.adapter.adapted import Adapters
-from danlu.adapter.contract import DEFAULT, PEFT_ROOT, Adapter, Attached
+from danlu.adapter.contract import DEFAULT, PEFT_ROOT, Adapter, Attached, part_name
 from danlu.adapter.targets import ALL_LINEAR, fits, is_transposed, linears, matching
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
@@ -165,6 +165,11 @@ class LowRank(nn.Module):
             raise UnsupportedError(what, where="adapter.targets", do="Leave it out, or set adapter.dropout=0.")
         if rows is None:
             return self._changed(base, x, wide, keys).view(y.shape)
+        if isinstance(rows, tuple) and self.magnitude is None and not torch.is_grad_enabled():
+            here = slice(*rows)  # added where it lies: several adapters in a pack cost little more than one
+            inner = self._inner(x[here], y.dtype, None if keys is None else keys[here])
+            wide[here].addmm_(inner, self.B.to(y.dtype).t(), alpha=self.scale)
+            return wide.view(y.shape)
         chosen: Tensor | slice = slice(*rows) if isinstance(rows, tuple) else rows
         changed = self._changed(base, x[chosen], wide[chosen], None if keys is None else keys[chosen])
         result = wide.clone() if torch.is_grad_enabled() else wide  # the layer's result is nobody else's
@@ -174,7 +179,7 @@ class LowRank(nn.Module):
     def _changed(
         self, base: nn.Module, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"], keys: Int[Tensor, " T"] | None
     ) -> Float[Tensor, "T O"]:
-        inner = F.linear(self.dropout(x, keys), self.A.to(x.dtype)).to(y.dtype)
+        inner = self._inner(x, y.dtype, keys)
         if self.magnitude is None:
             return torch.addmm(y, inner, self.B.to(y.dtype).t(), alpha=self.scale)
         ratio = (self.magnitude / self._lengths(base)).to(y.dtype)
@@ -182,6 +187,11 @@ class LowRank(nn.Module):
         turned = y if bias is None else y - bias.to(y.dtype)
         low = F.linear(inner, self.B.to(y.dtype)) * (self.scale * ratio)
         return torch.addcmul(y, turned, ratio - 1) + low
+
+    def _inner(
+        self, x: Float[Tensor, "T I"], dtype: torch.dtype, keys: Int[Tensor, " T"] | None
+    ) -> Float[Tensor, "T r"]:
+        return F.linear(self.dropout(x, keys), self.A.to(x.dtype)).to(dtype)
 
     def _lengths(self, base: nn.Module) -> Float[Tensor, " O"]:
         """|W + s B A| of each row, the product never made: from |W|^2, W A^T and A A^T."""
@@ -211,7 +221,7 @@ class LowRankLayers(Attached):
             if patterns:
                 matching(patterns, self.targets, field)
         adapters = Adapters.of(model)
-        self.part = "lora" if name == DEFAULT else f"lora_{name}"
+        self.part = part_name("lora", name)
         self._before: dict[str, Tensor] = {}
         self._hooks = {}
         for target, theirs in self.targets.items():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danlu.adapter.adapted import Adapters
-from danlu.adapter.contract import DEFAULT, Adapter, Attached, Entry, Rows, taken
+from danlu.adapter.contract import DEFAULT, Adapter, Attached, Entry, Rows, part_name, taken
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.packed import Packed
@@ -150,7 +150,7 @@ class Prefix(Attached):
     def __init__(self, adapter: PrefixTuning, model: SequenceModel, name: str, seed: int) -> None:
         super().__init__(adapter, model, name, seed)
         check_room(model, adapter.length)
-        self.part = "prefix" if name == DEFAULT else f"prefix_{name}"
+        self.part = part_name("prefix", name)
         hidden = adapter.hidden if adapter.reparameterize else None
         self.learned = LearnedKeys(adapter.length, Shape.of(model), hidden, name)
         model.add_module(self.part, self.learned)

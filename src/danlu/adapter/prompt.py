@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from danlu.adapter.adapted import Adapters
-from danlu.adapter.contract import DEFAULT, Adapter, Attached, Entry, Rows
+from danlu.adapter.contract import DEFAULT, Adapter, Attached, Entry, Rows, part_name
 from danlu.adapter.prefix import SAVED, behind, check_room
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
@@ -102,7 +102,7 @@ class Prompt(Attached):
     def __init__(self, adapter: PromptTuning, model: SequenceModel, name: str, seed: int) -> None:
         super().__init__(adapter, model, name, seed)
         check_room(model, adapter.length)
-        self.part = "prompt" if name == DEFAULT else f"prompt_{name}"
+        self.part = part_name("prompt", name)
         self.learned = SoftTokens(self._first())
         model.add_module(self.part, self.learned)
         self._adapters = Adapters.of(model)
