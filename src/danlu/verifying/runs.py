@@ -85,7 +85,10 @@ def _require_shares(subject: Subject) -> None:
     Raises:
         Inapplicable: when it has not; by a ring of this process alone.
     """
-    models = {role: Ringed(model, _Alone()) for role, model in subject.updater.models.items()}
+    models = {
+        role: Ringed(model, _Alone(), values=subject.method.by_sequence)
+        for role, model in subject.updater.models.items()
+    }
     try:
         with torch.no_grad():
             subject.method.loss(models, subject.keyed(Batch.join(subject.groups)))
