@@ -23,7 +23,6 @@ from danlu.contracts import SequenceModel
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.context import Ringed
 from danlu.engine.launch import require_backend
-from danlu.engine.parallel import check_ringed
 from danlu.engine.record import rows_of
 from danlu.errors import RunError, UnsupportedError
 from danlu.reading import dump_recipe, load_recipe
@@ -88,8 +87,8 @@ def _require_shares(subject: Subject) -> None:
         Inapplicable: when it has not; by a ring of this process alone.
     """
     try:
-        check_ringed(subject.policy)
-        models = {role: Ringed(model, _Alone()) for role, model in subject.updater.models.items()}
+        values = subject.method.by_sequence
+        models = {role: Ringed(model, _Alone(), values=values) for role, model in subject.updater.models.items()}
         with torch.no_grad():
             subject.method.loss(models, subject.keyed(Batch.join(subject.groups)))
     except UnsupportedError as error:
