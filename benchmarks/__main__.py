@@ -16,7 +16,7 @@ from benchmarks.settings import Options
 
 NAMES = (
     *("startup", "dropout", "data", "first_step", "checkpoint", "guards", "mfu", "ring", "parallel"),
-    *("sft", "lora", "throughput", "lengths", "tuning"),
+    *("sft", "lora", "dpo", "throughput", "lengths", "tuning"),
 )
 """The quickest first."""
 

@@ -88,6 +88,10 @@ LORA_SPEED_UP = Target(least=3.0)
 """Real tokens a second of a LoRA over those of `trl` with `peft`, packing."""
 LORA_BOUND = Target(least=0.9)
 """How near a LoRA comes to what its matrix products allow, beside training all weights."""
+DPO_SPEED_UP = Target(least=3.0)
+"""Pairs a second over those of `trl`."""
+DPO_MEMORY = Target(most=0.5)
+"""Peak memory over that of `trl`."""
 GUARDS = Target(most=0.01)
 """What guards may add to an update, as a share of it."""
 FIRST_STEP_SECONDS = Target(most=20.0)

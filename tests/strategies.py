@@ -58,7 +58,8 @@ def windows() -> st.SearchStrategy[int | None]:
 def keyed(packed: Packed, seed: int = 0, step: int = 1) -> Packed:
     """The same pack, to be passed with randomness on."""
     sample = packed.sample[packed.segment_of_row]
-    return replace(packed, keys=token_keys(fold(seed, step), sample, packed.offsets))
+    key = fold(seed, step)
+    return replace(packed, keys=token_keys(key, sample, packed.offsets), key=key)
 
 
 def same(a: Packed, b: Packed) -> bool:
@@ -68,4 +69,4 @@ def same(a: Packed, b: Packed) -> bool:
         return x is y if x is None or y is None else x.dtype == y.dtype and torch.equal(x, y)
 
     fields = ("tokens", "positions", "cu_seqlens", "parent", "causal", "sample", "keys")
-    return all(equal(getattr(a, field), getattr(b, field)) for field in fields)
+    return a.key == b.key and all(equal(getattr(a, field), getattr(b, field)) for field in fields)

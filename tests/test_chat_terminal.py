@@ -49,6 +49,15 @@ class Talk:
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
+    def press(self, key: str, until: str) -> None:
+        """A key, again when nothing comes of it: it may have come just before the prompt was ready for it."""
+        for _ in range(int(PATIENCE)):
+            self.type(key)
+            if select.select([self._end], [], [], 1.0)[0]:
+                self.hear(until)
+                return
+        pytest.fail(f"nothing came of {key!r}")
+
     def interrupt(self) -> None:
         """Ctrl-C until the reply, which may say anything, is broken off and there is a prompt."""
         while not self.said.endswith("\n> "):
@@ -100,8 +109,7 @@ def test_a_conversation_in_a_terminal(talk: Talk, tmp_path: Path) -> None:
     talk.type("/save again.jsonl\n")
     talk.hear("nothing was said")
     talk.hear("> ")
-    talk.type("\x03")  # at the prompt it ends nothing
-    talk.hear("Ctrl-D ends")
+    talk.press("\x03", until="Ctrl-D ends")  # at the prompt it ends nothing
     talk.hear("> ")
     talk.type("/help\n")
     talk.hear("/exit")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+import danlu
 from commands import Say
 from danlu.architecture.checkpoint import load_model
 from danlu.checking import check
@@ -202,3 +203,19 @@ def test_resuming_is_exact_where_the_data_are_chats(say: Say, tmp_path: Path) ->
     assert say("resume", parts / "run", "--step", "3").status == 0
     first, again = ((f / "run" / "final" / "model.safetensors").read_bytes() for f in (whole, parts))
     assert first == again
+
+
+def test_an_adapter_of_chats_says_what_ends_a_turn(say: Say, tmp_path: Path) -> None:
+    """So does what it is merged into."""
+    model, file = checkpoint(tmp_path / "model"), chats(tmp_path)
+    answer = train(say, tmp_path, model, file, "adapter=lora")
+    assert (answer.status, answer.err) == (0, "")
+    assert say("export", tmp_path / "run", tmp_path / "merged", "--merge").status == 0
+    (end,) = AutoTokenizer.from_pretrained(model).encode("<|im_end|>")
+    for folder in (tmp_path / "run" / "final", tmp_path / "merged"):
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [end]
+        assert danlu.load(folder).stop == {end}
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "merged").apply_chat_template(GOOD[:1], return_tensors="pt")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert loaded.generation_config.eos_token_id == [end]
+    assert inputs is not None

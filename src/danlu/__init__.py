@@ -18,15 +18,30 @@ from typing import TYPE_CHECKING, Any
 from danlu.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from danlu.exporting import Exported, export
     from danlu.generate import LanguageModel
     from danlu.reading import load_recipe
     from danlu.recipe import Recipe
     from danlu.training import Run, resume, train
     from danlu.verifying import Verification, verify
 
-__all__ = ["LanguageModel", "Recipe", "Run", "Verification", "load", "load_recipe", "resume", "train", "verify"]
+__all__ = [
+    "Exported",
+    "LanguageModel",
+    "Recipe",
+    "Run",
+    "Verification",
+    "export",
+    "load",
+    "load_recipe",
+    "resume",
+    "train",
+    "verify",
+]
 
 _HOMES = {
+    "Exported": "danlu.exporting",
+    "export": "danlu.exporting",
     "LanguageModel": "danlu.generate",
     "Recipe": "danlu.recipe",
     "load_recipe": "danlu.reading",
@@ -49,17 +64,18 @@ def require_system() -> None:
         raise UnsupportedError("Danlu runs on Linux and macOS", do="On Windows, use it within WSL.")
 
 
-def load(path: Any, *, trust_remote_code: bool = False) -> LanguageModel:
+def load(path: Any, *, adapters: Any = (), trust_remote_code: bool = False) -> LanguageModel:
     """A model and its tokenizer from a directory in hub format, ready to generate and to score.
 
     Args:
         path: the directory, or `hub:org/name`.
+        adapters: directories of adapters to put on it, by the names that they are chosen by, or a list of them.
         trust_remote_code: whether Python code that comes with the checkpoint may run.
     """
     require_system()
     from danlu.generate import LanguageModel
 
-    return LanguageModel.load(path, trust_remote_code=trust_remote_code)
+    return LanguageModel.load(path, adapters=adapters, trust_remote_code=trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:

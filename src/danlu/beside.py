@@ -9,19 +9,25 @@ import torch
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Tokenizer
 from danlu.engine.frozen import Bare, freeze
-from danlu.engine.guards.weights import fingerprints, total
 from danlu.errors import RecipeError
-from danlu.pretrained import load_pretrained
+from danlu.fingerprint import fingerprints, total
+from danlu.pretrained import Pretrained, read_pretrained
 from danlu.recipe import HubModel, Recipe
 
 
-def model_of(named: ArchitectureConfig | HubModel, seed: int) -> SequenceModel:
-    """A model that a recipe names, on the host."""
+def read_model(named: ArchitectureConfig | HubModel, seed: int, *, fingerprinted: bool = False) -> Pretrained:
+    """A model that a recipe names, on the host, and the fingerprint of its files' weights if it is wanted."""
     if isinstance(named, HubModel):
-        return load_pretrained(named.directory, **named.model_dump(exclude={"path"}))
+        return read_pretrained(
+            named.directory,
+            trust_remote_code=named.trust_remote_code,
+            bridge=named.bridge,
+            quantize=named.quantize,
+            fingerprinted=fingerprinted,
+        )
     model = named.build()
     named.initialize(model, seed)
-    return model
+    return Pretrained(model, None)
 
 
 def models_beside(recipe: Recipe, policy: SequenceModel) -> dict[str, SequenceModel]:
@@ -30,7 +36,7 @@ def models_beside(recipe: Recipe, policy: SequenceModel) -> dict[str, SequenceMo
     for role, way in recipe.method.asks.items():
         named = recipe.asked(role)
         if named is not None:
-            model = asked[role] = freeze(model_of(named, recipe.run.seed))
+            model = asked[role] = freeze(read_model(named, recipe.run.seed).model)
             _check_beside(role, named, model.config, policy.config, recipe)
         elif way != "model" and policy.adapted is not None:
             asked[role] = Bare(policy)

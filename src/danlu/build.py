@@ -11,13 +11,14 @@ import psutil
 import torch
 
 from danlu.adapter.hub import is_adapter
+from danlu.adapter.quantizing import quantized_kind
 from danlu.architecture.hub import model_directory
 from danlu.architecture.scorer import as_scorer
-from danlu.beside import bytes_of, mark_of, model_of, models_beside
+from danlu.beside import bytes_of, mark_of, models_beside, read_model
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Data, DataConfig, DataSource, Tokenizer, build_data
 from danlu.engine.device import Device
-from danlu.engine.guards.weights import fingerprints, total, trainable
+from danlu.engine.guards.weights import fingerprints, trainable
 from danlu.engine.guards.words import listed
 from danlu.engine.launch import launch_began
 from danlu.engine.parallel import choose
@@ -25,7 +26,10 @@ from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.recompute import recompute
 from danlu.errors import DataError, RecipeError, RunError, UnsupportedError
 from danlu.experiment import Experiment
+from danlu.fingerprint import total
 from danlu.parts.norm import LayerNorm, RMSNorm
+from danlu.parts.quantized import require
+from danlu.pretrained import Pretrained
 from danlu.random import place_key
 from danlu.reading import dump_recipe
 from danlu.recipe import HubModel, Recipe
@@ -60,16 +64,19 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             recipe = _resolved(recipe, data)
             roomy = _fits_whole(recipe, ranks)
         with nullcontext() if all(ranks.gather(roomy)) else ranks.in_turn():
-            policy = _policy(recipe)
-            _check_fit(recipe, policy.config, data)
-            base = _adapted(recipe, policy)
+            read = _policy(recipe, device)
+            policy, base = read.model, read.base
+            if recipe.adapter is not None:
+                recipe.adapter.encoded(data.tokenizer.encode).attach(policy, seed=recipe.run.seed)
+            _check_fit(recipe, policy, data)
             trainable(policy)
             asked = models_beside(recipe, policy)
             alike = _start(recipe, source, {"weights": policy, **asked}) if ranks.size > 1 else {}
             starts = {role: mark_of(asked.get(role, policy), base) for role in recipe.method.asks}
             recompute(policy, recipe.run.recompute)
             run = recipe.run
-            parallel = choose(run.parallel, ranks, policy, device.memory_bytes, ring=run.context_parallel)
+            mode = "ddp" if run.parallel == "auto" and quantized_kind(policy) else run.parallel
+            parallel = choose(mode, ranks, policy, device.memory_bytes, ring=run.context_parallel)
             for model in (policy, *asked.values()):
                 arm(model, precision, compiled=run.compile)
             parallel.lay_out(policy, device.torch)
@@ -124,38 +131,35 @@ def _resolved(recipe: Recipe, data: Data) -> Recipe:
     return recipe
 
 
-def _policy(recipe: Recipe) -> SequenceModel:
-    """What is trained, with the head that its method needs.
+def _policy(recipe: Recipe, device: Device) -> Pretrained:
+    """What is trained, with the head that its method needs; the adapter that it is to be given is not in it yet.
 
     Raises:
-        RecipeError: when it is an adapter that another is to be put on, or has no head over tokens where one is needed.
+        RecipeError: when it is an adapter that another is to be put on, a quantised base that would be trained itself,
+            or has no head over tokens where one is needed.
     """
     named = recipe.policy
-    if isinstance(named, HubModel) and recipe.adapter is not None and is_adapter(named.directory):
-        what = "the model is an adapter itself, which is trained on as it is"
-        raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
-    policy = model_of(named, recipe.run.seed)
+    if isinstance(named, HubModel):
+        adapted = is_adapter(named.directory)
+        if recipe.adapter is not None and adapted:
+            what = "the model is an adapter itself, which is trained on as it is"
+            raise RecipeError(what, where="adapter", do="Leave adapter out, or merge it first: danlu export --merge.")
+        if named.quantize is not None and recipe.adapter is None and not adapted:
+            what = "a quantised base cannot be trained itself"
+            raise RecipeError(what, where="model.quantize", do="Set adapter=lora, or leave model.quantize out.")
+        if named.quantize is not None:
+            require(named.quantize, device.torch)
+    read = read_model(named, recipe.run.seed, fingerprinted=recipe.adapter is not None)
+    policy = read.model
     if recipe.method.scoring:
         if policy.adapted is not None and not policy.config.scores:
             what = "the model is an adapter of a language model, which has no head that scores"
             raise RecipeError(what, where="model", do="Merge it first: danlu export --merge.")
-        return as_scorer(policy, recipe.run.seed)
+        return Pretrained(as_scorer(policy, recipe.run.seed), read.base)
     if policy.config.scores:
         what = f"the model scores sequences, and {name_of(type(recipe.method))} learns to predict tokens"
         raise RecipeError(what, where="model", do="Give a language model, or set method=reward.")
-    return policy
-
-
-def _adapted(recipe: Recipe, policy: SequenceModel) -> int | None:
-    """Put the recipe's adapter into the model; the fingerprint of what it stands on, None where there is no adapter."""
-    if recipe.adapter is not None:
-        base = total(fingerprints(policy.parameters()))
-        recipe.adapter.attach(policy, seed=recipe.run.seed)
-        return base
-    if policy.adapted is not None:
-        held = dict(policy.named_parameters())
-        return total(fingerprints(held[name] for name in policy.hub_names()))
-    return None
+    return read
 
 
 @contextmanager
@@ -211,7 +215,7 @@ def _precision(recipe: Recipe, device: Device) -> torch.dtype:
     return PRECISIONS[recipe.run.precision]
 
 
-def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
+def _check_fit(recipe: Recipe, model: SequenceModel, data: Data) -> None:
     """Data, model and run go together.
 
     Raises:
@@ -219,17 +223,18 @@ def _check_fit(recipe: Recipe, config: ArchitectureConfig, data: Data) -> None:
         RecipeError: when a sample is longer than the model's positions.
     """
     try:
-        data.train.bound_tokens(config.vocabulary)
+        data.train.bound_tokens(model.config.vocabulary)
     except DataError as fault:
         raise DataError(fault.what, where=recipe.data.tokenizer or "data.tokenizer", do=fault.do) from None
-    if data.held_out is not None and data.held_out.max_token >= config.vocabulary:
+    if data.held_out is not None and data.held_out.max_token >= model.config.vocabulary:
         raise DataError(
-            f"the data hold token {data.held_out.max_token}, and the model's last is {config.vocabulary - 1}",
+            f"the data hold token {data.held_out.max_token}, and the model's last is {model.config.vocabulary - 1}",
             where=recipe.data.tokenizer or "data.tokenizer",
             do="Use the model's own tokenizer, or raise model.vocab_size.",
         )
-    if config.longest is not None and recipe.data.context > config.longest:
+    if model.longest is not None and recipe.data.context > model.longest:
+        taken = "" if model.longest == model.config.longest else ", the adapter's own left out"
         raise RecipeError(
-            f"data.context ({recipe.data.context}) exceeds the model's {config.longest} positions",
+            f"data.context ({recipe.data.context}) exceeds the model's {model.longest} positions{taken}",
             do="Lower data.context.",
         )

@@ -27,6 +27,7 @@ _EVALUATION = typer.Argument(metavar="[KEY=VALUE]...", help="As data.eval=FILE t
 _TRUST = typer.Option("--trust-remote-code", help="Let Python code that comes with the checkpoint run.")
 _QUARANTINE = typer.Option(metavar="DIR", help="Set rows aside there that cannot be used; short for data.quarantine.")
 _RUN = typer.Argument(metavar="RUN", help="A run's directory.")
+_ADAPTER = typer.Option(metavar="DIR", help="An adapter to put on MODEL; may be given several times.")
 
 
 _OUT_OF_TIME = 124
@@ -108,19 +109,66 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Only the likeliest that have this share.")] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
+    adapter: Annotated[list[str] | None, _ADAPTER] = None,
     trust: Annotated[bool, _TRUST] = False,
 ) -> None:
-    """Continue texts."""
+    """Continue texts; with several adapters, each text by every one of them."""
     import json
 
     from danlu import load
 
-    loaded = load(model, trust_remote_code=trust)
-    texts = loaded.generate(prompt, max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    for start, text in zip(prompt, texts, strict=True):
-        typer.echo(
-            f"{start}{text}" if sys.stdout.isatty() else json.dumps({"prompt": start, "text": text}, ensure_ascii=False)
-        )
+    loaded = load(model, adapters=adapter or (), trust_remote_code=trust)
+    names: list[str | None] = list(loaded.adapters) or [None]
+    pairs = [(start, name) for start in prompt for name in names]
+    texts = loaded.generate(
+        [start for start, _ in pairs],
+        adapters=[name for _, name in pairs] if adapter else None,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    for (start, name), text in zip(pairs, texts, strict=True):
+        by = {} if name is None else {"adapter": name}
+        if sys.stdout.isatty():
+            typer.echo(f"{'' if name is None else f'[{name}] '}{start}{text}")
+        else:
+            typer.echo(json.dumps({"prompt": start, **by, "text": text}, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint or an adapter.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The directory to write, which must not exist.")],
+    step: Annotated[int | None, typer.Option(help="The run's checkpoint of that step instead of its end.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Put the adapter into its base: one whole checkpoint.")
+    ] = False,
+    delta_from: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Write what a fine-tune adds to its base, as a LoRA.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of that LoRA.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Modules that it carries whole, as norm or lm_head.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of what is written: fp32, bf16, fp16.")] = "fp32",
+    trust: Annotated[bool, _TRUST] = False,
+) -> None:
+    """Write what came of training for others to load: whole, merged, or as an adapter of low rank."""
+    from danlu.export_terminal import export_model
+
+    export_model(
+        model,
+        out,
+        step=step,
+        merge=merge,
+        delta_from=delta_from,
+        rank=rank,
+        also=also or (),
+        dtype=dtype,
+        trust_remote_code=trust,
+    )
 
 
 @app.command()
@@ -164,13 +212,14 @@ def eval_(
     overrides: Annotated[list[str] | None, _EVALUATION] = None,
     lm_eval: Annotated[str, typer.Option(help="Tasks of lm-eval to run, too, as arc_easy,hellaswag.")] = "",
     out: Annotated[str | None, typer.Option(help="Write all of it as JSON, a record a sample.")] = None,
+    adapter: Annotated[list[str] | None, _ADAPTER] = None,
     trust: Annotated[bool, _TRUST] = False,
 ) -> None:
     """Measure a model: loss, perplexity, bits per byte, accuracy; answers; tasks of lm-eval."""
     from danlu.eval_terminal import evaluate_model
 
     tasks = [task for task in lm_eval.split(",") if task]
-    evaluate_model(model, overrides or [], lm_eval=tasks, out=out, trust_remote_code=trust)
+    evaluate_model(model, overrides or [], lm_eval=tasks, out=out, adapters=adapter or (), trust_remote_code=trust)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from danlu.batch import Batch
 from danlu.config import Config
 from danlu.packed import Packed
-from danlu.sight import Sight
+from danlu.sight import Extra, Sight
 
 
 class Memory(Protocol):
@@ -26,6 +26,10 @@ class Memory(Protocol):
 
     def backend(self, layer: int) -> Callable[..., Tensor]:
         """How a layer's rows attend to all that: a `danlu.parts.attention.Backend`, given their own keys and values."""
+        ...
+
+    def with_extra(self, extra: Sequence[Extra]) -> Memory:
+        """The same for one pass whose rows see these keys too; asked for before its sight."""
         ...
 
 
@@ -49,6 +53,18 @@ class SequenceModel(nn.Module, ABC):
         """Each readout's answer, in order."""
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of its tokens."""
+        tables = (module for module in self.modules() if isinstance(module, nn.Embedding))
+        return next(table for table in tables if table.num_embeddings == self.config.vocabulary)
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence it can position, what its adapters take up left out, or None."""
+        own = self.config.longest
+        return own if own is None or self.adapted is None else own - self.adapted.ahead
+
+    @property
     @abstractmethod
     def blocks(self) -> Iterable[nn.Module]:
         """The repeated parts: what is compiled, sharded and recomputed as one."""
@@ -68,6 +84,16 @@ class SequenceModel(nn.Module, ABC):
 
 class Adapted(Protocol):
     """The adapters that a model wears."""
+
+    @property
+    def ahead(self) -> int:
+        """The most positions that one of them takes before a sequence's first token."""
+        ...
+
+    @property
+    def adds_rows(self) -> bool:
+        """Whether one of them puts rows of its own into a pack."""
+        ...
 
     def off(self) -> AbstractContextManager[None]:
         """Within, the model computes what it did without them; for passes without a gradient."""
@@ -135,6 +161,11 @@ class ArchitectureConfig(Config, ABC):
             NotImplementedError: where it keeps none.
         """
         raise NotImplementedError
+
+    @property
+    def memory_alike(self) -> bool:
+        """Whether that is the shape of every layer's keys, and of its values."""
+        return True
 
 
 Terms: TypeAlias = dict[str, Tensor]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console as Rich
@@ -28,6 +29,7 @@ def evaluate_model(
     *,
     lm_eval: Sequence[str] = (),
     out: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | Sequence[str | Path] = (),
     trust_remote_code: bool = False,
 ) -> Evaluation:
     """Evaluate a model and say what came of it.
@@ -37,6 +39,7 @@ def evaluate_model(
         overrides: "data.eval=FILE", "tasks=gsm8k", and more of `EvalRecipe`.
         lm_eval: tasks of lm-eval to run, too; without data of one's own these alone.
         out: where all of it is written as JSON, a record a sample.
+        adapters: adapters to put on the model, each of which is measured, one after another.
         trust_remote_code: whether Python code that comes with the checkpoint may run.
     """
     recipe = read_eval_recipe(overrides)
@@ -44,19 +47,27 @@ def evaluate_model(
         raise RecipeError("nothing to measure on is named", where="data.eval", do="Give data.eval=FILE.")
     if out is not None and not Path(out).expanduser().parent.is_dir():
         raise RecipeError("its folder does not exist", where=out, do="Make it, or name another.")
-    loaded = LanguageModel.load(model, trust_remote_code=trust_remote_code)
+    loaded = LanguageModel.load(model, adapters=adapters, trust_remote_code=trust_remote_code)
     _place(loaded, recipe.run)
+    results = [] if loaded.adapters else _measured(loaded, recipe, lm_eval)
+    for name in loaded.adapters:
+        with loaded.wearing(name) as worn:
+            results += [replace(result, adapter=name) for result in _measured(worn, recipe, lm_eval)]
+    found = Evaluation(tuple(results))
+    show(found)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _measured(loaded: LanguageModel, recipe: EvalRecipe, lm_eval: Sequence[str]) -> list[Result]:
     results: list[Result] = []
     if recipe.data.eval:
         with _progress() as heard:
             results += evaluate(loaded, recipe.data, tasks=recipe.task_names, run=recipe.run, progress=heard).results
     if lm_eval:
         results += _harness(loaded, recipe, lm_eval).results
-    found = Evaluation(tuple(results))
-    show(found)
-    if out is not None:
-        found.save(out)
-    return found
+    return results
 
 
 def _harness(loaded: LanguageModel, recipe: EvalRecipe, tasks: Sequence[str]) -> Evaluation:
@@ -105,11 +116,13 @@ def show(found: Evaluation) -> None:
         for result in found.results:
             print(json_line(result.row))
         return
-    table = Table("task", "metric", "value", box=None)
+    several = any(result.adapter is not None for result in found.results)
+    table = Table(*(["adapter"] if several else []), "task", "metric", "value", box=None)
     for result in found.results:
+        of = [result.adapter or "", result.task] if several else [result.task]
         for name, value in result.metrics.items():
-            table.add_row(result.task, name.replace("_", " "), f"{value:.4f}")
+            table.add_row(*of, name.replace("_", " "), f"{value:.4f}")
         for name, value in result.counts.items():
             if value or name == "samples":
-                table.add_row(result.task, name.replace("_", " "), f"{value:,}")
+                table.add_row(*of, name.replace("_", " "), f"{value:,}")
     Rich().print(table)

@@ -33,7 +33,8 @@ from danlu.engine.record import Recorder
 from danlu.engine.update import Updater
 from danlu.generate import Sampling, complete, generate
 from danlu.generate.chat_session import chat_ids, turn_ending
-from danlu.pretrained import named_base
+from danlu.hub_files import ending_tokens
+from danlu.pretrained import named_base, with_base
 from danlu.reading import dump_recipe
 from danlu.recipe import HubModel, Recipe
 from danlu.units import duration
@@ -255,8 +256,8 @@ class Experiment:
             (directory / "chat_template.jinja").write_text(template.source, encoding="utf-8")
         file = directory / "generation_config.json"
         settings = json.loads(file.read_text()) if file.exists() else {}
-        listed = settings.get("eos_token_id", json.loads((directory / "config.json").read_text()).get("eos_token_id"))
-        known = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        model = self.recipe.model
+        known = ending_tokens([directory, *(with_base(model.directory) if isinstance(model, HubModel) else ())])
         ends = list(dict.fromkeys([*known, *self._stops]))
         if ends != known:  # else other tools would not stop where the model was taught to
             file.write_text(json.dumps({**settings, "eos_token_id": ends}, indent=2) + "\n")

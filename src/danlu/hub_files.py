@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,16 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("the file holds no JSON object", where=file)
     return content
+
+
+def ending_tokens(directories: Iterable[Path]) -> list[int]:
+    """The tokens that end a text, as the first of some directories says that says so; none where none does.
+
+    Raises:
+        CheckpointError: when a file there is not JSON.
+    """
+    for file in (directory / name for directory in directories for name in ("generation_config.json", "config.json")):
+        listed = read_json(file).get("eos_token_id") if file.is_file() else None
+        if listed is not None:
+            return [int(token) for token in (listed if isinstance(listed, list) else [listed])]
+    return []

@@ -86,6 +86,7 @@ class Packed:
         causal: whether a token of the segment sees only itself and what comes before it, or the whole segment.
         sample: which sample the segment belongs to; randomness is keyed by it.
         keys: one random key a row, when this pass is to be random (`danlu.random.token_keys`), else None.
+        key: what the keys follow from, by which rows that are put in later get theirs; None where there are none.
         adapter: the number of the model's adapter that the segment goes through, or `NO_ADAPTER`; None leaves it open.
 
     Example: a prompt with two answers, and a document beside it.
@@ -107,6 +108,7 @@ class Packed:
     sample: Int[Tensor, " N"]
     keys: Int[Tensor, " T"] | None = None
     adapter: Int[Tensor, " N"] | None = None
+    key: int | None = None
 
     @staticmethod
     def tree(
@@ -267,6 +269,7 @@ class Packed:
             sample=self.sample[n0:n1],
             keys=None if self.keys is None else self.keys[start:stop],
             adapter=None if self.adapter is None else self.adapter[n0:n1],
+            key=self.key,
         )
 
     @staticmethod
@@ -292,6 +295,7 @@ class Packed:
             sample=torch.cat([pack.sample for pack in packs]),
             keys=torch.cat(keyed) if held and len(keyed) == len(held) else None,
             adapter=torch.cat(adapted) if held and len(adapted) == len(held) else None,
+            key=held[0].key if len({pack.key for pack in held}) == 1 else None,
         )
 
     def unroll(self) -> list[tuple[Packed, Int[Tensor, " L"]]]:
@@ -320,6 +324,7 @@ class Packed:
                 sample=self.sample[chain],
                 keys=None if self.keys is None else self.keys[here],
                 adapter=None if self.adapter is None else self.adapter[chain],
+                key=self.key,
             )
             paths.append((path, rows))
         return paths

@@ -20,6 +20,7 @@ from danlu.engine.optimizer import AdamW, OptimizerConfig
 from danlu.engine.parallel import Mode
 from danlu.engine.recompute import Recomputed
 from danlu.hub_files import local_directory
+from danlu.parts.quantized import Quantization
 from danlu.registry import name_of
 
 
@@ -32,6 +33,8 @@ class HubModel(Config):
     """Whether Python code that comes with the checkpoint may run."""
     bridge: bool = False
     """Run the code of `transformers` even where the architecture is one of ours."""
+    quantize: Quantization | None = None
+    """Keep the matrices of its blocks in 8 bits a weight (`int8`) or 4 (`nf4`, `fp4`), frozen, under an adapter."""
 
     @property
     def directory(self) -> Path:
@@ -140,6 +143,11 @@ class Recipe(Config):
             raise ValueError(f"data.context ({self.data.context}) exceeds the model's {longest} positions")
         if self.adapter is not None and self.adapter.beside and isinstance(self.policy, ArchitectureConfig):
             raise ValueError("an adapter tunes a checkpoint: model must be the path of one")
+        if isinstance(self.policy, HubModel) and self.policy.quantize is not None:
+            if self.adapter is not None and not self.adapter.beside:
+                raise ValueError("model.quantize keeps weights that stay, and this adapter trains them")
+            if run.parallel.startswith("zero"):
+                raise ValueError(f"run.parallel is {run.parallel}, which cannot share out a quantised base: use ddp")
         return self
 
     @property

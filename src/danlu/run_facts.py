@@ -12,13 +12,13 @@ import torch
 
 from danlu.engine.work import passes
 from danlu.experiment import Experiment
+from danlu.parts.quantized import num_bytes, num_weights
 from danlu.registry import name_of
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
     """What would run: sizes, the first step, the least it could take."""
     policy, data = experiment.policy, experiment.data
-    parameters = sum(p.numel() for p in policy.parameters())
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     updater = experiment.updater()
     groups = updater.groups(experiment.source.draw())
@@ -30,7 +30,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     return {
         "device": experiment.device.name,
         "architecture": policy.config.model_type,
-        "parameters": parameters,
+        "parameters": num_weights(policy),
         "trained_parameters": trained,
         "train_documents": data.train.num_documents,
         "train_samples": data.train.expected[0],
@@ -39,7 +39,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
         "vocabulary": data.tokenizer.vocab_size,
         "steps": experiment.steps,
         "first_step": {"samples": len(groups), "tokens": tokens, "packs": len(packs)},
-        "weights_gradients_optimizer_bytes": 4 * (parameters + 3 * trained + _beside(experiment)),
+        "weights_gradients_optimizer_bytes": num_bytes(policy) + _KEPT_BYTES * trained + 4 * _beside(experiment),
         "seconds_at_least": experiment.steps * flops / peak,
     }
 
@@ -92,11 +92,11 @@ def data_facts(experiment: Experiment) -> dict[str, Any]:
 
 def model_facts(experiment: Experiment) -> dict[str, Any]:
     """What is trained, and what it saves that the rest is not: gradients, averages, products."""
-    parameters, recipe = list(experiment.policy.parameters()), experiment.recipe
-    whole, trained = (sum(p.numel() for p in some) for some in (parameters, (p for p in parameters if p.requires_grad)))
-    saved = {"saved_bytes": _KEPT_BYTES * (whole - trained), "passes": round(passes(experiment.policy), 3)}
+    policy, recipe = experiment.policy, experiment.recipe
+    whole, trained = num_weights(policy), sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    saved = {"saved_bytes": _KEPT_BYTES * (whole - trained), "passes": round(passes(policy), 3)}
     return {
-        "architecture": experiment.policy.config.model_type,
+        "architecture": policy.config.model_type,
         "parameters": whole,
         "trainable": trained,
         **({} if recipe.adapter is None else {"adapter": name_of(type(recipe.adapter))}),

@@ -9,13 +9,16 @@ keys of another forest are intervals of the same kind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-ANYWHERE = -1
+ANYWHERE = -(1 << 30)
 """The path offset of a key that no window hides (a learned one)."""
 
 
@@ -30,7 +33,8 @@ class Sight:
         first: the first query row that sees the key.
         end: the query row behind the last one that sees the key.
         query_offset: how many tokens lie before the query on its path; what a window measures.
-        key_offset: the same of each key; `ANYWHERE` exempts it from windows.
+        key_offset: the same of each key, below 0 where it lies before the first token; `ANYWHERE` exempts it from
+            windows.
     """
 
     calls: Int[Tensor, "C 5"]
@@ -50,19 +54,53 @@ class Sight:
 
     def with_extra(self, num_keys: int, rows: tuple[int, int] | None = None) -> Sight:
         """The same sight with `num_keys` keys put before all others, seen from one run of query rows (default: all)."""
-        start, stop = (0, len(self.query_offset)) if rows is None else rows
-        shifted = self.calls + torch.tensor([0, 0, num_keys, num_keys, 0])
-        call = torch.tensor([[start, stop, 0, num_keys, 0]])
-        extra = self.first.new_ones(num_keys)
-        return replace(
-            self,
-            calls=torch.cat([call, shifted]),
-            first=torch.cat([extra * start, self.first]),
-            end=torch.cat([extra * stop, self.end]),
-            key_offset=torch.cat([extra * ANYWHERE, self.key_offset]),
+        return self.behind([(torch.full((num_keys,), ANYWHERE), rows or (0, len(self.query_offset)))])
+
+    def behind(self, extra: Sequence[tuple[Int[Tensor, " _"], tuple[int, int]]]) -> Sight:
+        """The same sight with several runs of keys put before all others.
+
+        Args:
+            extra: for each the path offsets of its keys, on the host, and the run of query rows that sees them.
+        """
+        sizes = torch.tensor([len(keys) for keys, _ in extra], dtype=torch.int64)
+        starts, stops = (torch.tensor([run[side] for _, run in extra], dtype=torch.int64) for side in (0, 1))
+        begins = list(accumulate((len(keys) for keys, _ in extra), initial=0))
+        calls = [[*run, k0, k0 + len(keys), 0] for k0, (keys, run) in zip(begins, extra, strict=False)]
+        shifted = self.calls + torch.tensor([0, 0, begins[-1], begins[-1], 0])
+        device = self.first.device
+        return Sight(
+            torch.cat([torch.tensor(calls, dtype=torch.int64).reshape(-1, 5), shifted]),
+            torch.cat([starts.repeat_interleave(sizes).to(device), self.first]),
+            torch.cat([stops.repeat_interleave(sizes).to(device), self.end]),
+            self.query_offset,
+            torch.cat([*(keys.to(device) for keys, _ in extra), self.key_offset]),
         )
 
     def to(self, device: torch.device | str) -> Sight:
         """The same on another device; the calls stay on the host."""
         moved = (t.to(device) for t in (self.first, self.end, self.query_offset, self.key_offset))
         return Sight(self.calls, *moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Keys and values of no token, that every layer attends to beside its own.
+
+    Attributes:
+        name: what they are called; under one name they are the same for as long as no weight changes.
+        offsets: the path offset of each, on the host.
+        runs: the runs ``start:stop`` of query rows that see them.
+        keys: one random key each (int32).
+        make: gives them, keys before values.
+    """
+
+    name: str
+    offsets: Int[Tensor, " P"]
+    runs: Sequence[tuple[int, int]]
+    keys: Int[Tensor, " P"]
+    make: Callable[[], Float[Tensor, "L 2 P G K"]]
+
+    @cached_property
+    def values(self) -> Float[Tensor, "L 2 P G K"]:
+        """Keys and values of every layer; made when first asked for."""
+        return self.make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,23 @@ def stirred(model: SequenceModel, seed: int = 1) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def alone(compute: Callable[[Packed], torch.Tensor], packed: Packed) -> torch.Tensor:
+    """What a function of one path gives, path by path, put where its rows are."""
+    found = [(rows, compute(path)) for path, rows in packed.unroll()]
+    out = found[0][1].new_zeros(len(packed), *found[0][1].shape[1:])
+    for rows, answer in found:
+        out[rows] = answer
+    return out
+
+
+def peft_logits(model: Any, packed: Packed) -> torch.Tensor:
+    """Of each path by a model of `peft`, the rows that it puts in front left out."""
+
+    def compute(path: Packed) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = model(input_ids=path.tokens[None]).logits[0]
+        return logits[-len(path) :]
+
+    return alone(compute, packed)

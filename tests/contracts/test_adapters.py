@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from adapter.bases import BASES, base, checkpoint, logits, pack, stirred
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.contract import Adapter
 from danlu.adapter.hub import read_adapter, save_adapter
-from danlu.architecture.checkpoint import load_model
+from danlu.architecture.checkpoint import load_model, save_model
 from danlu.contracts import SequenceModel
 from danlu.errors import DanluError, RecipeError
 from danlu.packed import Packed, Targets
@@ -28,6 +29,12 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
         {"rank": 3, "rslora": True, "layers": [-1], "also_train": ["*norm*", "*ln_*"]},
     ],
     "freeze": [{"layers": [-1]}, {"targets": ["*norm*", "*ln_*"]}],
+    "prefix": [
+        {"length": 3, "hidden": 5},
+        {"length": 2, "reparameterize": False, "beyond_windows": True, "also_train": ["*norm*", "*ln_*"]},
+    ],
+    "prompt": [{"length": 3}, {"length": 2, "start": "normal", "also_train": ["*norm*", "*ln_*"]}],
+    "bottleneck": [{"size": 3}, {"size": 2, "after": "attention", "activation": "tanh", "layers": [-1]}],
 }
 """Some settings of each adapter; a new adapter adds its line here."""
 ADAPTERS = [entry.name for entry in exported("adapter")]
@@ -164,7 +171,7 @@ def test_an_adapter_of_other_shapes_is_refused_in_a_sentence(name: str, number: 
     model = base("llama", tmp_path / "base")
     attached = fitting(made(name, number), model).attach(model)
     save_adapter(attached, tmp_path / "adapter", base=str(tmp_path / "base"))
-    other = base("gpt2", tmp_path / "other")
+    other = tiny.model("gpt2", dtype=torch.float32, n_embd=12)
     with pytest.raises(DanluError):
         read_adapter(tmp_path / "adapter").attach(other)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -195,3 +202,22 @@ def test_a_checkpoint_is_read_where_its_adapter_says(tmp_path: Path) -> None:
     with pytest.raises(DanluError, match="base is not at"):
         load_pretrained(tmp_path / "adapter")
     assert checkpoint("llama", tmp_path / "again").is_dir()
+
+
+@pytest.mark.parametrize(("name", "number"), SAVED)
+def test_an_adapter_of_another_base_is_refused_where_it_is_read(name: str, number: int, tmp_path: Path) -> None:
+    from danlu.fingerprint import model_fingerprint
+    from danlu.pretrained import load_pretrained
+
+    model = base("llama", tmp_path / "base")
+    mark = model_fingerprint(model)
+    attached = fitting(made(name, number), model).attach(model)
+    save_adapter(attached, tmp_path / "adapter", base=str(tmp_path / "base"), fingerprint=mark)
+    for bridge in (False, True):
+        assert load_pretrained(tmp_path / "adapter", bridge=bridge).adapted is not None
+    other = base("llama", tmp_path / "other")
+    with torch.no_grad():
+        next(other.parameters())[0] += 1
+    save_model(other, tmp_path / "base")
+    with pytest.raises(DanluError, match="trained on a base with other weights than these. Give the base it belongs"):
+        load_pretrained(tmp_path / "adapter")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from danlu.parts import attention as attention_module
 from danlu.parts.attention import Asked, Backend, attend_reference, backend_for
 from danlu.parts.linear import Dropout
 from danlu.parts.readout import Hidden, Likelihood, Logits
-from danlu.sight import Sight
+from danlu.sight import Extra, Sight
 from strategies import VOCABULARY, forests, keyed
 
 pytestmark = pytest.mark.parametrize("name", tiny.ARCHITECTURES)
@@ -124,6 +125,9 @@ class Recorder:
             return backend_for(q.device)(q, k, v, sight, asked)
 
         return attend
+
+    def with_extra(self, extra: Sequence[Extra]) -> Recorder:
+        return self
 
 
 def test_the_keys_and_values_offered_to_memory_are_of_the_shape_it_says(name: str) -> None:

@@ -13,6 +13,7 @@ from danlu.parts.attention_cpu import attend_on_cpu
 from danlu.parts.attention_fused import attend_fused
 from danlu.parts.attention_tiled import attend_tiled
 from danlu.parts.readout import Logits
+from danlu.sight import ANYWHERE, Extra
 
 from .models import FAMILIES, VOCABULARY, tiny
 
@@ -71,6 +72,31 @@ def test_the_calls_and_the_intervals_say_the_same() -> None:
             seen = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool)
             assert not written[q0:q1, k0:k1].any()
             written[q0:q1, k0:k1] = seen.tril() if causal else seen
+        assert torch.equal(written, sight.mask())
+
+
+def test_keys_of_no_token_are_seen_by_the_runs_that_are_to() -> None:
+    """Each run has keys of its own; to a window they are exempt, or lie before the first token."""
+    cache = Cache(num_rows=2)
+    for lengths, runs in (({0: 3, 1: 1}, [(0, 2), (3, 4)]), ({1: 2, 2: 5}, [(0, 7)]), ({0: 1}, [(0, 1)])):
+        extra = [
+            Extra(name, offsets, runs, torch.zeros(len(offsets), dtype=torch.int32), lambda: torch.zeros(1, 2, 3, 1, 1))
+            for name, offsets in (("free", torch.full((3,), ANYWHERE)), ("near", torch.arange(-3, 0)))
+        ]
+        packed = Packed.tree([[1] * n for n in lengths.values()], parents=[ROOT] * len(lengths), samples=list(lengths))
+        past = {sample: cache.length(sample) for sample in lengths}
+        sight = cache.with_extra(extra).sight(packed)
+        seen, near, whole = (sight.mask(window).sum(1) for window in (1, 2, None))
+        for row, offset in enumerate(
+            torch.cat([torch.arange(past[s], past[s] + n) for s, n in lengths.items()]).tolist()
+        ):
+            inside = any(start <= row < stop for start, stop in runs)
+            assert int(whole[row]) == offset + 1 + 6 * inside
+            assert int(seen[row]) == 1 + 3 * inside
+            assert int(near[row]) == min(offset + 1, 2) + (3 + (offset == 0)) * inside
+        written = torch.zeros_like(sight.mask())
+        for q0, q1, k0, k1, causal in sight.calls.tolist():
+            written[q0:q1, k0:k1] |= torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril() if causal else True
         assert torch.equal(written, sight.mask())
 
 

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
+from jaxtyping import Int
 from pydantic import field_validator
 from torch import Tensor, nn
 
 from danlu.adapter.targets import matching, named_modules
 from danlu.config import Config
-from danlu.contracts import SequenceModel
-from danlu.errors import CheckpointError, UnsupportedError
+from danlu.contracts import Memory, SequenceModel
+from danlu.errors import CheckpointError, RecipeError, UnsupportedError
+from danlu.packed import Packed
+from danlu.parts.quantized import Quantized
 from danlu.random import fold
+from danlu.sight import Extra
 
 DEFAULT = "default"
 """The name of a model's only adapter."""
+Rows: TypeAlias = "tuple[int, int] | Tensor"
+"""A run ``start:stop`` of rows, or their numbers (int64)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pass as it enters a model.
+
+    Attributes:
+        packed: its rows.
+        readouts: what is asked about them.
+        memory: what is beside them.
+        extra: keys and values of no token, that some of the rows see.
+        soft: by adapter, the rows whose input embedding it gives.
+    """
+
+    packed: Packed
+    readouts: Sequence[Any]
+    memory: Memory | None = None
+    extra: tuple[Extra, ...] = ()
+    soft: Mapping[str, Int[Tensor, " S"]] = field(default_factory=dict)
 
 
 class Adapter(Config, ABC):
@@ -38,6 +64,10 @@ class Adapter(Config, ABC):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    def encoded(self, encode: Callable[[str], Iterable[int]]) -> Self:
+        """The same with what it says as text given as tokens; asked for before it is attached."""
+        return self
 
     @abstractmethod
     def attach(self, model: SequenceModel, *, name: str = DEFAULT, seed: int = 0) -> Attached:
@@ -70,13 +100,21 @@ class Attached(ABC):
         model: what it is in, which it freezes but for what is named in `also_train`.
         name: what it is called among the model's adapters.
         seed: what its first values follow from.
+
+    Class attributes:
+        adds_rows: whether it puts rows of its own into a pack.
     """
+
+    adds_rows: ClassVar[bool] = False
 
     def __init__(self, adapter: Adapter, model: SequenceModel, name: str, seed: int) -> None:
         self.adapter, self.model, self.name, self._seed = adapter, model, name, seed
         model.requires_grad_(False)
         self.also = matching(adapter.also_train, named_modules(model), "also_train") if adapter.also_train else []
         for module in self.also:
+            if any(isinstance(part, Quantized) for part in model.get_submodule(module).modules()):
+                what = f"'{module}' is quantised, and cannot be trained whole"
+                raise RecipeError(what, where="adapter.also_train", do="Leave it out, or model.quantize.")
             model.get_submodule(module).requires_grad_(True)
 
     @property
@@ -87,6 +125,20 @@ class Attached(ABC):
     @abstractmethod
     def to_hub(self) -> dict[str, Any]:
         """The fields of an `adapter_config.json` that are of its kind."""
+
+    @property
+    def ahead(self) -> int:
+        """How many positions it takes before a sequence's first token."""
+        return 0
+
+    def enter(self, entry: Entry, rows: Rows | None) -> Entry:
+        """A pass as it enters the model when this acts on some of its rows; asked where `ahead` is not 0.
+
+        Args:
+            entry: the pass.
+            rows: which rows; None is all of them.
+        """
+        return entry
 
     def merge(self) -> None:
         """Put what it does into the model's own weights, and take it out.
@@ -103,8 +155,7 @@ class Attached(ABC):
             weights: the parameters by name, where the model itself does not hold all of them.
         """
         held = dict(self.model.named_parameters()) if weights is None else weights
-        named = {**self.own, **self._also_names()}
-        return {theirs: held[ours].detach().to("cpu").contiguous() for ours, theirs in named.items()}
+        return taken(held, {**self.own, **self.also_named})
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -113,7 +164,7 @@ class Attached(ABC):
         Raises:
             CheckpointError: when one is missing, superfluous or misshapen.
         """
-        named = {**self.own, **self._also_names()}
+        named = {**self.own, **self.also_named}
         strangers = sorted(set(tensors) - set(named.values()))
         missing = sorted(set(named.values()) - set(tensors))
         if strangers or missing:
@@ -137,10 +188,22 @@ class Attached(ABC):
         hub = named_modules(self.model)
         return [hub[module] for module in self.also]
 
-    def _also_names(self) -> dict[str, str]:
+    @property
+    def also_named(self) -> dict[str, str]:
+        """Each of these modules' parameters by its name in the model: its name in `peft`'s files."""
         hub = self.model.hub_names()
         inside = [f"{module}.{name}" for module in self.also for name in _parameters(self.model, module)]
         return {name: f"{PEFT_ROOT}.{hub[name]}" for name in inside}
+
+
+def taken(held: Mapping[str, Tensor], named: Mapping[str, str]) -> dict[str, Tensor]:
+    """Some parameters as a file holds them.
+
+    Args:
+        held: parameters by name.
+        named: the names of some: what the file calls them.
+    """
+    return {theirs: held[ours].detach().to("cpu").contiguous() for ours, theirs in named.items()}
 
 
 def _parameters(model: nn.Module, module: str) -> list[str]:

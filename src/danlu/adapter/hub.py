@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -104,6 +105,24 @@ def read_adapter(directory: Path) -> SavedAdapter:
         int(mark, 16) if mark and set(mark) <= set("0123456789abcdef") else None,
         config.get("task_type") == "SEQ_CLS",
     )
+
+
+def recast(source: Path, directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Write an adapter's own files again, its numbers in another precision; these numbers.
+
+    Args:
+        source: where it is.
+        directory: where to; it is there.
+        dtype: of the numbers.
+
+    Raises:
+        CheckpointError: when a file is absent, cut short or altered.
+    """
+    tensors, metadata = load_tensors(source / _WEIGHTS)
+    cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_tensors(cast, directory / _WEIGHTS, metadata)
+    (directory / _CONFIG).write_bytes((source / _CONFIG).read_bytes())
+    return cast
 
 
 def save_adapter(

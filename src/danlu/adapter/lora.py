@@ -31,6 +31,7 @@ from danlu.adapter.targets import ALL_LINEAR, fits, is_transposed, linears, matc
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
 from danlu.parts.linear import Dropout
+from danlu.parts.quantized import Quantized
 from danlu.registry import export
 
 
@@ -271,11 +272,17 @@ class LowRankLayers(Attached):
         """Whether `peft` finds the layers' weights inputs first."""
         held = self.model.hub_transposed()
         layers = {target: self.model.get_submodule(target) for target in self.targets}
-        return any(f"{target}.weight" in held or is_transposed(layer) for target, layer in layers.items())
+        turned = (
+            is_transposed(layer) or (isinstance(layer, Quantized) and layer.transposed) for layer in layers.values()
+        )
+        return any(f"{target}.weight" in held for target in layers) or any(turned)
 
     @torch.no_grad()
     def merge(self) -> None:
         """See `Attached`; `unmerge` brings back the very bits."""
+        if any(isinstance(self.model.get_submodule(target), Quantized) for target in self.targets):
+            what = "the base is quantised, and no weights of so few bits are what the adapter makes of them"
+            raise UnsupportedError(what, do="Merge it into the base as its files have it: danlu export --merge.")
         for target in self.targets:
             base = self.model.get_submodule(target)
             matrix = _matrix(base)

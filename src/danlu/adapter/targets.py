@@ -14,6 +14,7 @@ from torch import nn
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, did_you_mean
 from danlu.parts.linear import Linear
+from danlu.parts.quantized import Quantized
 
 ALL_LINEAR = "all-linear"
 """Every linear layer of the blocks."""
@@ -21,7 +22,7 @@ ALL_LINEAR = "all-linear"
 
 def is_linear(module: nn.Module) -> bool:
     """Whether it multiplies by a matrix, ours or another library's; GPT-2's in `transformers` holds it transposed."""
-    return isinstance(module, Linear | nn.Linear) or is_transposed(module)
+    return isinstance(module, Linear | nn.Linear | Quantized) or is_transposed(module)
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -90,6 +90,12 @@ class Bridged(SequenceModel):
         """See `SequenceModel`."""
         return blocks_of(self.inner, self.layers)
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """See `SequenceModel`."""
+        table: nn.Embedding = self.inner.get_input_embeddings()
+        return table
+
     def hub_names(self) -> Mapping[str, str]:
         """See `SequenceModel`: what the model within calls them."""
         return self._hub_names

@@ -24,6 +24,7 @@ class BridgedConfig:
         longest: the longest sequence it can position, or None.
         memory_shape: (layers, key heads, head width) of the keys it would have kept, the widest where layers differ.
         scores: whether its head gives one score a row.
+        memory_alike: whether that is the shape of every layer's keys, and of its values.
     """
 
     model_type: str
@@ -31,6 +32,7 @@ class BridgedConfig:
     longest: int | None
     memory_shape: tuple[int, int, int]
     scores: bool
+    memory_alike: bool
 
     @staticmethod
     def of(inner: Any, layers: Sequence[Layer]) -> BridgedConfig:
@@ -43,6 +45,7 @@ class BridgedConfig:
             longest=_longest(inner, embedding),
             memory_shape=(len(layers), widest.groups, widest.key_width),
             scores=_scores(inner),
+            memory_alike=len({(x.groups, width) for x in layers for width in (x.key_width, x.value_width)}) == 1,
         )
 
 

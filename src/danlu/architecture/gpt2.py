@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from danlu.architecture.hub import chosen_vocabulary, known_fields, num_labels_of, refuse, written_class
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
-from danlu.parts.block import Pass, attend
+from danlu.parts.attention import Backend
+from danlu.parts.block import Pass, attend, backends
 from danlu.parts.feedforward import GELUFeedForward
 from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import LayerNorm
+from danlu.parts.quantized import num_matrix_weights
 from danlu.parts.readout import Head, Readout
 from danlu.registry import export
 
@@ -144,35 +146,35 @@ class GPT2Config(ArchitectureConfig):
 class Attention(nn.Module):
     """Multi-head attention."""
 
-    def __init__(self, config: GPT2Config, layer: int) -> None:
+    def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=True)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=True)
         self.dropout = Dropout(config.attn_pdrop)
-        self.heads, self.layer = config.n_head, layer
+        self.heads = config.n_head
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None) -> Float[Tensor, "T D"]:
         """Let every row look at what it may see."""
         q, k, v = (part.unflatten(1, (self.heads, -1)) for part in self.c_attn(x).chunk(3, dim=1))
-        seen = attend(q, k, v, given, dropout=self.dropout, memory=memory, layer=self.layer)
+        seen = attend(q, k, v, given, dropout=self.dropout, backend=backend)
         return self.c_proj(seen)
 
 
 class Block(nn.Module):
     """Attention, then the feed-forward, each added to the stream."""
 
-    def __init__(self, config: GPT2Config, layer: int) -> None:
+    def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config)
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = GELUFeedForward(config.n_embd, config.n_inner or 4 * config.n_embd, tanh=True)
         self.attn_drop = Dropout(config.resid_pdrop)
         self.mlp_drop = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None = None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None = None) -> Float[Tensor, "T D"]:
         """One block."""
-        x = x + self.attn_drop(self.attn(self.ln_1(x), given, memory), given.keys)
+        x = x + self.attn_drop(self.attn(self.ln_1(x), given, backend), given.keys)
         return x + self.mlp_drop(self.mlp(self.ln_2(x)), given.keys)
 
 
@@ -187,7 +189,7 @@ class GPT2(SequenceModel):
         self.wte = nn.Embedding(config.vocabulary, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         if config.scores:
             self.score = Linear(config.n_embd, 1)
@@ -202,8 +204,8 @@ class GPT2(SequenceModel):
         given = Pass.of(packed, memory)
         x = (self.wte(packed.tokens) + self.wpe(packed.positions)).to(self.compute_dtype)
         x = self.drop(x, packed.keys)
-        for block in self.h:
-            x = block(x, given, memory)
+        for block, backend in zip(self.h, backends(memory, len(self.h)), strict=True):
+            x = block(x, given, backend)
         x, scores = self.ln_f(x), self.config.scores
         head = Head(self.score.weight if scores else self.wte.weight, scores=scores)
         return tuple(readout.read(x, head) for readout in readouts)
@@ -211,6 +213,6 @@ class GPT2(SequenceModel):
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
         c = self.config
-        linear = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
+        linear = num_matrix_weights(self.h)
         attention = 4 * c.n_embd * c.n_layer * packed.visible_pairs()
         return 2 * len(packed) * linear + attention + 2 * num_targets * c.n_embd * (1 if c.scores else c.vocabulary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.hub_files import read_json
 from danlu.registry import exported
-from danlu.tensor_file import explained, save_tensors
+from danlu.tensor_file import explained, load_tensors, save_tensors
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _CARRIED = ("generation_config.json",)
@@ -94,6 +94,9 @@ def read_config(directory: Path) -> ArchitectureConfig:
     if kind is None:
         known = f"Known: {', '.join(sorted(kinds))}."
         raise UnsupportedError(f"no architecture is of model_type {config.get('model_type')!r}", where=file, do=known)
+    if config.get("quantization_config"):
+        do = "Use a checkpoint in floating point."
+        raise UnsupportedError("the checkpoint's weights are quantised", where=file, do=do)
     try:
         read: ArchitectureConfig = kind.from_hub(config)
         with torch.device("meta"):
@@ -194,6 +197,21 @@ def save_hub(
                 shutil.copyfile(Path(like) / name, directory / name)
     settings["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def respell(directory: Path, names: Iterable[str]) -> None:
+    """Name tensors as another checkpoint does, where that leaves out the prefix of the part that its model is.
+
+    Args:
+        directory: a checkpoint of one file, which is written anew if need be; others stay as they are.
+        names: those of the other.
+    """
+    known, own = set(names), [] if (directory / _INDEX).exists() else weight_names(directory)
+    short = {name: name.partition(".")[2] for name in own if name not in known}
+    if spelt := {name: other for name, other in short.items() if other in known}:
+        tensors, metadata = load_tensors(directory / _WEIGHTS)
+        named = {spelt.get(name, name): tensor for name, tensor in tensors.items()}
+        save_tensors(named, directory / _WEIGHTS, metadata)
 
 
 def weight_files(directory: Path) -> list[Path]:

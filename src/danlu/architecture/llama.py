@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from danlu.architecture.hub import chosen_vocabulary, known_fields, num_labels_of, refuse, written_class
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
 from danlu.packed import Packed
-from danlu.parts.block import Pass, attend
+from danlu.parts.attention import Backend
+from danlu.parts.block import Pass, attend, backends
 from danlu.parts.feedforward import SwiGLU
 from danlu.parts.linear import Dropout, Linear
 from danlu.parts.norm import RMSNorm
+from danlu.parts.quantized import num_matrix_weights
 from danlu.parts.readout import Head, Readout
 from danlu.parts.rope import Rotary, rotate
 from danlu.registry import export
@@ -221,13 +223,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.attention_dropout)
-        self.head, self.layer, self.window = head, layer, config.window(layer)
+        self.head, self.window = head, config.window(layer)
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None) -> Float[Tensor, "T D"]:
         """Let every row look at what it may see."""
         q, k, v = (p(x).unflatten(1, (-1, self.head)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), given.cos, given.sin), rotate(self.k_norm(k), given.cos, given.sin)
-        seen = attend(q, k, v, given, dropout=self.dropout, window=self.window, memory=memory, layer=self.layer)
+        seen = attend(q, k, v, given, dropout=self.dropout, window=self.window, backend=backend)
         return self.o_proj(seen)
 
 
@@ -243,9 +245,9 @@ class Block(nn.Module):
         self.attention_drop = Dropout(config.hidden_dropout)
         self.mlp_drop = Dropout(config.hidden_dropout)
 
-    def forward(self, x: Float[Tensor, "T D"], given: Pass, memory: Memory | None = None) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], given: Pass, backend: Backend | None = None) -> Float[Tensor, "T D"]:
         """One block."""
-        x = x + self.attention_drop(self.self_attn(self.input_layernorm(x), given, memory), given.keys)
+        x = x + self.attention_drop(self.self_attn(self.input_layernorm(x), given, backend), given.keys)
         return x + self.mlp_drop(self.mlp(self.post_attention_layernorm(x)), given.keys)
 
 
@@ -277,8 +279,8 @@ class Llama(SequenceModel):
         """See `SequenceModel`."""
         given = Pass.of(packed, memory, self.rotary(packed.positions))
         x = self.embed_tokens(packed.tokens).to(self.compute_dtype)
-        for block in self.layers:
-            x = block(x, given, memory)
+        for block, backend in zip(self.layers, backends(memory, len(self.layers)), strict=True):
+            x = block(x, given, backend)
         x = self.norm(x)
         head = self._head()
         return tuple(readout.read(x, head) for readout in readouts)
@@ -291,7 +293,7 @@ class Llama(SequenceModel):
     def flops(self, packed: Packed, num_targets: int) -> int:
         """See `SequenceModel`."""
         c = self.config
-        linear = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
+        linear = num_matrix_weights(self.layers)
         pairs = sum(packed.visible_pairs(window) * n for window, n in _count(map(c.window, range(len(self.layers)))))
         attention = 4 * c.num_attention_heads * c.head_dim * pairs
         return (

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from danlu.contracts import ArchitectureConfig, Memory, SequenceModel
+from danlu.engine.parallel import check_ringed
 from danlu.engine.ranks import Ranks
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
@@ -95,6 +96,7 @@ class Ringed(SequenceModel):
 
     def __init__(self, inner: SequenceModel, ring: Ring, *, values: bool = False) -> None:
         super().__init__()
+        check_ringed(inner)
         self.inner, self.ring, self.values = inner, ring, values
 
     def forward(self, packed: Packed, readouts: Sequence[Readout], memory: Memory | None = None) -> tuple[Any, ...]:
@@ -201,4 +203,5 @@ def pieces(packed: Packed, runs: Runs) -> Packed:
         sample=packed.sample[whose],
         keys=None if packed.keys is None else taken(packed.keys),
         adapter=None if packed.adapter is None else packed.adapter[whose],
+        key=packed.key,
     )

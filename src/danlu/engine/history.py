@@ -194,15 +194,13 @@ class History:
     def _load(self, step: int | None) -> Saved:
         """Weights, averages and progress of a checkpoint, and what else it holds."""
         saved = self.checkpoints.open(step)
-        if saved.state.get("base") != self.identity.get("base"):
-            what = "the adapter's base has other weights than when the run began"
-            raise CheckpointError(what, where=self.checkpoints.folder, do="Give it the checkpoint that it was.")
+        require_base(saved, self.identity.get("base"))
         then, now = saved.state.get("asked") or {}, self.identity.get("asked") or {}
         if others := sorted(role for role in {*then, *now} if then.get(role) != now.get(role)):
             what = f"the {others[0]} has other weights than when the run began"
             raise CheckpointError(what, where=self.checkpoints.folder, do="Give it the checkpoint that it was.")
         policy, self._torn = self.updater.policy, True
-        saved.read_into("model", _trained(policy))
+        saved.read_into("model", trained(policy))
         slots = optimizer_slots(self.updater.optimizer, policy, saved.specs("optimizer"))
         saved.read_into("optimizer", slots)
         with self._in_full(saved):
@@ -224,7 +222,7 @@ class History:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         policy = self.updater.policy
         return {
-            "model": _trained(policy),
+            "model": trained(policy),
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
 
@@ -246,6 +244,21 @@ class History:
         return progress.best_loss is None or progress.measured_loss < progress.best_loss
 
 
-def _trained(policy: SequenceModel) -> dict[str, Tensor]:
+def trained(policy: SequenceModel) -> dict[str, Tensor]:
     """What of the model a checkpoint holds: what is frozen is still where it came from."""
     return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+def require_base(saved: Saved, base: int | None) -> None:
+    """See that a checkpoint's adapter stands on the weights that it was trained on.
+
+    Args:
+        saved: the checkpoint.
+        base: the fingerprint of what it is to stand on; None where there is no adapter.
+
+    Raises:
+        CheckpointError: when those are others.
+    """
+    if saved.state.get("base") != base:
+        what = "the adapter's base has other weights than when the run began"
+        raise CheckpointError(what, where=saved.folder, do="Give it the checkpoint that it was.")

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 from danlu.contracts import SequenceModel
 from danlu.engine.held import held
 from danlu.engine.ranks import ALONE, Ranks
-from danlu.errors import RecipeError
+from danlu.errors import RecipeError, UnsupportedError
 
 Mode: TypeAlias = Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"]
 """How weights, gradients and the optimiser's averages lie over ranks."""
@@ -258,6 +258,7 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *,
 
     Raises:
         RecipeError: when the processes that were started do not fit.
+        UnsupportedError: when the rows of the model's packs cannot be shared out.
     """
     if ranks.size % ring:
         raise RecipeError(
@@ -266,6 +267,8 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *,
         )
     if ranks.size == 1:
         return Parallel(ranks)
+    if ring > 1:
+        check_ringed(model)
     if mode == "none":
         raise RecipeError(
             f"run.parallel is none, and {ranks.size} processes were started",
@@ -278,6 +281,17 @@ def choose(mode: Mode, ranks: Ranks, model: SequenceModel, memory_bytes: int, *,
         return Replicated(ranks, ring)
     stages: dict[Mode, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
     return Sharded(ranks, ring, stage=stages[mode])
+
+
+def check_ringed(model: SequenceModel) -> None:
+    """See that the rows of a model's packs can be shared out over a ring.
+
+    Raises:
+        UnsupportedError: when an adapter puts rows of its own among them.
+    """
+    if model.adapted is not None and model.adapted.adds_rows:
+        what = "an adapter puts rows of its own into packs, and a ring of ranks cannot share these out"
+        raise UnsupportedError(what, where="run.context_parallel", do="Set it to 1, or use adapter=prefix.")
 
 
 def _sharded(model: nn.Module) -> list[Any]:

@@ -21,7 +21,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 from danlu.contracts import SequenceModel
@@ -37,15 +36,22 @@ def recompute(model: SequenceModel, mode: Recomputed) -> None:
     """Have every block of a model, from now on, keep less for backward; nothing changes where no gradient is taken."""
     if mode == "none":
         return
-    contexts = _keeping_products if mode == "selective" else noop_context_fn
+    run = _run_keeping_products if mode == "selective" else _run
     for block in model.blocks:
-        block.forward = functools.partial(_run, block.forward, contexts)
+        block.forward = functools.partial(run, block.forward)
 
 
-def _run(forward: Callable[..., Any], contexts: Callable[[], Any], *args: Any, **named: Any) -> Any:
+def _run(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **named)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **named)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **named)
+
+
+def _run_keeping_products(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **named)
+    settings: Any = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": _keeping_products}
+    return checkpoint(forward, *args, **settings, **named)
 
 
 def _keeping_products() -> Any:

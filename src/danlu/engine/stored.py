@@ -41,6 +41,7 @@ class Saved:
 
     Attributes:
         step: updates done.
+        folder: where it is.
         state: everything that is no tensor.
 
     Raises:
@@ -52,8 +53,7 @@ class Saved:
         for name in names:
             if matched := _PART.fullmatch(name):
                 parts.setdefault(matched["file"], []).append(name)
-        self.step = step
-        self._folder, self._ranks = folder, ranks
+        self.step, self.folder, self._ranks = step, folder, ranks
         with self._reading():
             self.state: Mapping[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
             self._files = {file: _File(folder, own) for file, own in parts.items()}
@@ -73,7 +73,7 @@ class Saved:
             if different := _differences(self.specs(file), tensors):
                 more = f"; and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
                 what = f"step {self.step} is of another {file}: {'; '.join(different[:_SHOWN])}{more}"
-                raise CheckpointError(what, where=self._folder, do="Go on with the recipe that it was written by.")
+                raise CheckpointError(what, where=self.folder, do="Go on with the recipe that it was written by.")
             if file in self._files:
                 with self._reading():
                     self._files[file].read_into(tensors)
@@ -100,7 +100,7 @@ class Saved:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"step {self.step} cannot be read: {error}", where=self._folder) from error
+            raise CheckpointError(f"step {self.step} cannot be read: {error}", where=self.folder) from error
 
 
 class _File:

@@ -313,4 +313,4 @@ def keyed(batch: Batch, key: int) -> Batch:
     packed = batch.packed
     keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())
     beside = None if batch.beside is None else keyed(batch.beside, key)
-    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device)), beside=beside)
+    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device), key=key), beside=beside)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from danlu.contracts import SequenceModel
+from danlu.parts.quantized import Quantized
 
 
 def passes(model: SequenceModel) -> float:
@@ -21,7 +22,7 @@ def passes(model: SequenceModel) -> float:
         >>> passes(model), passes(model.requires_grad_(False))
         (3.0, 1.0)
     """
-    blocks = [list(_matrices(block.parameters())) for block in model.blocks]
+    blocks = [[*_matrices(block.parameters()), *_quantized(block)] for block in model.blocks]
     inside = {id(p) for block in model.blocks for p in block.parameters()}
     outside = list(_matrices(p for p in model.parameters() if id(p) not in inside))
     whole = sum(size for block in blocks for size, _ in block) or 1
@@ -32,6 +33,10 @@ def passes(model: SequenceModel) -> float:
     lowest = next((i for i, block in enumerate(blocks) if any(requires for _, requires in block)), len(blocks))
     above = whole if started else sum(size for block in blocks[lowest:] for size, _ in block)
     return 1.0 + (above + trained) / whole
+
+
+def _quantized(block: nn.Module) -> Iterable[tuple[int, bool]]:
+    return ((layer.num_weights, False) for layer in block.modules() if isinstance(layer, Quantized))
 
 
 def _matrices(parameters: Iterable[nn.Parameter]) -> Iterable[tuple[int, bool]]:

@@ -62,7 +62,7 @@ class Asker:
         self, examples: Iterable[tuple[str, Document]], max_new_tokens: int
     ) -> tuple[list[Question], dict[str, int]]:
         """The questions of all documents, and how many have none, by reason."""
-        longest = self.model.model.config.longest
+        longest = self.model.model.longest
         found, left_out = [], Counter({"without_prompt": 0, "too_long": 0})
         for origin, document in examples:
             question = self._question(document, origin)

@@ -46,7 +46,7 @@ def evaluate(
     """
     wanted, run = list(dict.fromkeys(tasks)), run or EvalRun()
     _check(wanted)
-    longest = model.model.config.longest
+    longest = model.model.longest
     if data.context is not None and longest is not None and data.context > longest:
         raise RecipeError(f"data.context ({data.context}) exceeds the model's {longest} positions", do="Lower it.")
     examples = list(islice(read_examples(data), data.limit))
@@ -57,7 +57,7 @@ def evaluate(
     chat = Chat(model.tokenizer, template, learned, data.add_bos, data.add_eos)
     found: dict[str, Result] = {}
     if LOSS in wanted:
-        context = data.context or model.model.config.longest
+        context = data.context or model.model.longest
         tally = HeldOut(model.tokenizer, chat.encode, context)
         found[LOSS] = tally.measure(model.model, _counted(examples, progress), run.pack_tokens)
     if extracting := [task for task in wanted if task != LOSS]:

@@ -86,7 +86,7 @@ class Answerer:
     @property
     def longest(self) -> int | None:
         """The most tokens that are seen at once."""
-        return self.context or self.model.model.config.longest
+        return self.context or self.model.model.longest
 
     @cached_property
     def _first(self) -> Ids:

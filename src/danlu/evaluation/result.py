@@ -21,17 +21,20 @@ class Result:
         metrics: the numbers it is about.
         counts: samples measured, and those left out or noteworthy, by reason.
         records: one a sample.
+        adapter: the name of the adapter that the model had on; None where nobody chose one.
     """
 
     task: str
     metrics: Mapping[str, float]
     counts: Mapping[str, int]
     records: tuple[Mapping[str, Any], ...] = ()
+    adapter: str | None = None
 
     @property
     def row(self) -> dict[str, Any]:
         """It without its records, as JSON."""
-        return {"task": self.task, **self.metrics, **self.counts}
+        worn = {} if self.adapter is None else {"adapter": self.adapter}
+        return {"task": self.task, **worn, **self.metrics, **self.counts}
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Evaluation:
     """What several tasks found on the same samples.
 
     Attributes:
-        results: one a task, in the order asked for.
+        results: one a task, in the order asked for; of several adapters one after another.
     """
 
     results: tuple[Result, ...]

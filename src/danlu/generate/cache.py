@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from danlu.packed import ROOT, Packed
 from danlu.parts.attention import Asked, Backend, backend_for
-from danlu.sight import Sight
+from danlu.sight import Extra, Sight
 
 FEWEST_ROWS = 64
 """How many tokens a slot has room for at first; it doubles when a sequence outgrows it."""
@@ -35,11 +36,12 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Write:
-    """Where the rows of this pass are written: the room there must be, and each row's place in it."""
+    """What this pass writes: the room there must be, each row's place in it, and keys of no token by their slot."""
 
     num_slots: int
     num_rows: int
     places: Int[Tensor, " T"]
+    extra: Sequence[tuple[int, Extra]] = ()
 
 
 _NOWHERE = _Write(0, 0, torch.zeros(0, dtype=torch.int64))
@@ -51,6 +53,8 @@ class Cache:
     Every pass is a pack of one segment a sequence, its new tokens, told apart by sample id. A sample seen for the first
     time takes a free slot, and `release` frees it, so sequences come and go while others go on. New rows are written
     behind what their slot keeps and attend to all of it: their keys are one run of rows, so none is ever gathered.
+
+    Keys of no token have slots of their own, written when they are first seen and shared by whoever sees them.
 
     Slots and the room in each grow as needed. Memory is set aside when the first keys come, in their dtype and on their
     device.
@@ -68,6 +72,8 @@ class Cache:
         self._num_rows, self._num_slots = num_rows, 0
         self._slots: dict[int, _Slot] = {}
         self._free: list[int] = []
+        self._extra: Sequence[Extra] = ()
+        self._extra_slots: dict[tuple[str, int], int] = {}
         self._layers: dict[int, _Kept] = {}
         self._write = _NOWHERE
 
@@ -79,6 +85,11 @@ class Cache:
         """Forget a sequence; its slot is free for another."""
         self._free.append(self._slots.pop(sample).index)
 
+    def with_extra(self, extra: Sequence[Extra]) -> Cache:
+        """See `danlu.contracts.Memory`."""
+        self._extra = extra
+        return self
+
     def sight(self, packed: Packed) -> Sight:
         """Who sees whom when these rows attend to what is kept of their sequences and to themselves.
 
@@ -87,9 +98,10 @@ class Cache:
         Raises:
             ValueError: when a segment continues another, or two belong to one sample.
         """
-        slots = self._slots_of(packed)
+        slots, (seen, written) = self._slots_of(packed), self._slots_of_extra()
         lengths = packed.cu_seqlens.diff().tolist()
-        while any(slot.length + n > self._num_rows for slot, n in zip(slots, lengths, strict=True)):
+        needed = [slot.length + n for slot, n in zip(slots, lengths, strict=True)]
+        while self._num_rows < max([*needed, *(len(one.offsets) for one, _, _ in seen)], default=0):
             self._num_rows *= 2
         first, end = (torch.zeros(self._num_slots, self._num_rows, dtype=torch.int64) for _ in range(2))
         calls, places, offsets = [], [], []
@@ -108,11 +120,15 @@ class Cache:
                 first[slot.index, past : slot.length] = torch.arange(a, a + n)
             places.append(torch.arange(new, new + n))
             offsets.append(torch.arange(past, past + n))
+        key_offset = torch.arange(self._num_rows).repeat(self._num_slots, 1)
+        for one, (q0, q1), index in seen:
+            num, start = len(one.offsets), index * self._num_rows
+            calls.append([q0, q1, start, start + num, 0])
+            first[index, :num], end[index, :num], key_offset[index, :num] = q0, q1, one.offsets
         device, nothing = packed.tokens.device, [torch.zeros(0, dtype=torch.int64)]
-        self._write = _Write(self._num_slots, self._num_rows, torch.cat(places or nothing).to(device))
-        table = torch.tensor(calls, dtype=torch.int64).reshape(-1, 5)
-        key_offset = torch.arange(self._num_rows).repeat(self._num_slots)
-        return Sight(table, first.flatten(), end.flatten(), torch.cat(offsets or nothing), key_offset).to(device)
+        self._write = _Write(self._num_slots, self._num_rows, torch.cat(places or nothing).to(device), written)
+        table, flat = torch.tensor(calls, dtype=torch.int64).reshape(-1, 5), key_offset.flatten()
+        return Sight(table, first.flatten(), end.flatten(), torch.cat(offsets or nothing), flat).to(device)
 
     def _slots_of(self, packed: Packed) -> list[_Slot]:
         samples = packed.sample.tolist()
@@ -120,11 +136,26 @@ class Cache:
             raise ValueError("a pass with a memory has one segment a sequence, and none continues another")
         for sample in samples:
             if sample not in self._slots:
-                if not self._free:
-                    self._free.append(self._num_slots)
-                    self._num_slots += 1
-                self._slots[sample] = _Slot(self._free.pop())
+                self._slots[sample] = _Slot(self._free_slot())
         return [self._slots[sample] for sample in samples]
+
+    def _slots_of_extra(self) -> tuple[list[tuple[Extra, tuple[int, int], int]], list[tuple[int, Extra]]]:
+        """The slot of what each run of rows sees of no token, and those of them that are to be written."""
+        seen, written = [], []
+        for one in self._extra:
+            for number, run in enumerate(one.runs):
+                if (one.name, number) not in self._extra_slots:
+                    self._extra_slots[one.name, number] = self._free_slot()
+                    written.append((self._extra_slots[one.name, number], one))
+                seen.append((one, run, self._extra_slots[one.name, number]))
+        self._extra = ()
+        return seen, written
+
+    def _free_slot(self) -> int:
+        if not self._free:
+            self._free.append(self._num_slots)
+            self._num_slots += 1
+        return self._free.pop()
 
     def backend(self, layer: int) -> Backend:
         """How a layer attends: its rows' keys and values are kept, then all slots' are attended to, in place."""
@@ -152,6 +183,9 @@ class Cache:
         flat = (kept.keys.flatten(0, 1), kept.values.flatten(0, 1))
         for room, new in zip(flat, (keys, values), strict=True):
             room.index_copy_(0, self._write.places, new.detach())
+        for slot, one in self._write.extra:
+            for room, new in zip((kept.keys, kept.values), one.values[layer], strict=True):
+                room[slot, : len(new)] = new.detach()
         return flat
 
     def _room(self, like: Tensor, before: Tensor | None) -> Tensor:

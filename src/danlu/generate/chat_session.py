@@ -125,7 +125,7 @@ class ChatSession:
 
     def _room(self, ids: Sequence[int]) -> int:
         """How many tokens a reply may have."""
-        longest, most = self.model.model.config.longest, self.sampling.max_new_tokens
+        longest, most = self.model.model.longest, self.sampling.max_new_tokens
         if longest is None:
             return most
         if len(ids) >= longest:

@@ -22,7 +22,7 @@ from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
 from danlu.generate.cache import Cache
 from danlu.generate.sampling import Sampling
-from danlu.packed import ROOT, Packed
+from danlu.packed import NO_ADAPTER, ROOT, Packed
 from danlu.parts.compiled import compilation
 from danlu.parts.readout import SCORES, Logits
 
@@ -65,6 +65,9 @@ class _Active:
     prompt: int
     sample: int
     feed: Sequence[int]
+    stop: frozenset[int]
+    adapter: int | None
+    num_kept: int = 0
     num_new: int = 0
 
 
@@ -80,6 +83,8 @@ def generate(
     stop: Collection[int] = (),
     max_active: int | None = None,
     samples: Sequence[int] | None = None,
+    adapters: Sequence[int] | None = None,
+    stops: Sequence[Collection[int]] | None = None,
     agree: Agree = list,
 ) -> Iterator[Step]:
     """Continue prompts, token by token as they are drawn.
@@ -92,7 +97,11 @@ def generate(
         sampling: how tokens are drawn.
         stop: tokens that end a continuation.
         max_active: how many sequences are kept in memory at once; all by default.
-        samples: each prompt's sample id, all different: what its randomness is keyed by; its index by default.
+        samples: each prompt's sample id, all different for an adapter: what its randomness is keyed by; its index by
+            default.
+        adapters: the number of the adapter that each prompt goes through (`Packed.adapter`); by default what the model
+            wears acts on all.
+        stops: for each prompt, further tokens that end its continuation.
         agree: gives all ranks the tokens of one, where several write the same together.
 
     Raises:
@@ -101,9 +110,12 @@ def generate(
             model scores sequences.
     """
     ids = range(len(prompts)) if samples is None else samples
-    _check(model, prompts, sampling, max_active, ids)
-    waiting = deque(_Active(i, sample, prompt) for i, (sample, prompt) in enumerate(zip(ids, prompts, strict=True)))
-    return _steps(model, waiting, sampling, frozenset(stop), max_active or len(prompts), agree)
+    through = [None] * len(prompts) if adapters is None else list(adapters)
+    _check(model, prompts, sampling, max_active, ids, through)
+    ends = [frozenset(stop)] * len(prompts) if stops is None else [frozenset([*stop, *own]) for own in stops]
+    each = zip(ids, prompts, ends, through, strict=True)
+    waiting = deque(_Active(i, *given) for i, given in enumerate(each))
+    return _steps(model, waiting, sampling, max_active or len(prompts), agree)
 
 
 def complete(
@@ -114,12 +126,25 @@ def complete(
     stop: Collection[int] = (),
     max_active: int | None = None,
     samples: Sequence[int] | None = None,
+    adapters: Sequence[int] | None = None,
+    stops: Sequence[Collection[int]] | None = None,
     agree: Agree = list,
 ) -> list[Continuation]:
     """Each prompt's whole continuation, in order; see `generate`."""
     tokens: list[list[int]] = [[] for _ in prompts]
     endings: dict[int, Ending] = {}
-    for step in generate(model, prompts, sampling, stop=stop, max_active=max_active, samples=samples, agree=agree):
+    steps = generate(
+        model,
+        prompts,
+        sampling,
+        stop=stop,
+        max_active=max_active,
+        samples=samples,
+        adapters=adapters,
+        stops=stops,
+        agree=agree,
+    )
+    for step in steps:
         tokens[step.prompt].append(step.token)
         if step.ended is not None:
             endings[step.prompt] = step.ended
@@ -132,13 +157,16 @@ def _check(
     sampling: Sampling,
     max_active: int | None,
     samples: Sequence[int],
+    adapters: Sequence[int | None],
 ) -> None:
-    vocabulary, longest = model.config.vocabulary, model.config.longest
+    vocabulary, longest = model.config.vocabulary, model.longest
     if len(prompts) and model.config.scores:
         raise UnsupportedError(SCORES, do="Generate with the language model that it was made of.")
     if max_active is not None and max_active < 1:
         raise RecipeError(f"with max_active {max_active} nothing is ever written", do="Set it to 1 or more.")
-    if len(samples) != len(prompts) or len(set(samples)) < len(samples):
+    if len(adapters) != len(prompts):
+        raise RecipeError(f"{len(prompts)} prompts have {len(adapters)} adapters", do="Name one for each.")
+    if len(samples) != len(prompts) or len(set(zip(samples, adapters, strict=True))) < len(samples):
         raise RecipeError("every prompt needs a sample id of its own", do="Give each a different one, or none at all.")
     for i, prompt in enumerate(prompts):
         if not len(prompt):
@@ -159,7 +187,6 @@ def _steps(
     model: SequenceModel,
     waiting: deque[_Active],
     sampling: Sampling,
-    stop: frozenset[int],
     max_active: int,
     agree: Agree,
 ) -> Iterator[Step]:
@@ -168,39 +195,50 @@ def _steps(
     while waiting or active:
         while waiting and len(active) < max_active:
             active.append(waiting.popleft())
+        active.sort(key=_adapter)  # each one's rows are one run
         tokens = agree(_draw(model, cache, active, sampling))
         steps, going_on = [], []
         for sequence, token in zip(active, tokens, strict=True):
+            sequence.num_kept += len(sequence.feed)
             sequence.feed, sequence.num_new = [token], sequence.num_new + 1
-            ended = _ending(sequence, token, stop, sampling)
+            ended = _ending(sequence, token, sampling)
             steps.append(Step(sequence.prompt, token, ended))
             if ended is None:
                 going_on.append(sequence)
             else:
-                cache.release(sequence.sample)
+                cache.release(sequence.prompt)
         active = going_on
         yield from steps
 
 
-def _ending(sequence: _Active, token: int, stop: frozenset[int], sampling: Sampling) -> Ending | None:
-    if token in stop:
+def _ending(sequence: _Active, token: int, sampling: Sampling) -> Ending | None:
+    if token in sequence.stop:
         return "stop"
     return "length" if sequence.num_new == sampling.max_new_tokens else None
 
 
+def _adapter(sequence: _Active) -> int:
+    return NO_ADAPTER if sequence.adapter is None else sequence.adapter
+
+
 def _draw(model: SequenceModel, cache: Cache, active: Sequence[_Active], sampling: Sampling) -> list[int]:
     """The next token of every active sequence, from one pass over what is new in each."""
-    ids = [sequence.sample for sequence in active]
-    starts = [cache.length(sample) for sample in ids]
+    ids = [sequence.prompt for sequence in active]
+    starts = [sequence.num_kept for sequence in active]
     stops = [start + len(sequence.feed) for start, sequence in zip(starts, active, strict=True)]
     positions = torch.cat([torch.arange(a, b) for a, b in zip(starts, stops, strict=True)])
     packed = Packed.tree(
-        [sequence.feed for sequence in active], parents=[ROOT] * len(active), samples=ids, positions=positions
+        [sequence.feed for sequence in active],
+        parents=[ROOT] * len(active),
+        samples=ids,
+        positions=positions,
+        adapters=None if active[0].adapter is None else [_adapter(sequence) for sequence in active],
     ).to(next(model.parameters()).device)
     last = (packed.cu_seqlens[1:] - 1).to(packed.tokens.device)
+    samples = torch.tensor([sequence.sample for sequence in active])
     with evaluating(model):
         (logits,) = model(packed, [Logits(last)], cache)
-        tokens = sampling.choose(logits, sampling.keys(torch.tensor(ids), torch.tensor(stops)))
+        tokens = sampling.choose(logits, sampling.keys(samples, torch.tensor(stops)))
     drawn: list[int] = tokens.tolist()
     return drawn
 

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
+from danlu.adapter.adapted import Adapters
 from danlu.contracts import SequenceModel
 from danlu.data.tokenizer import Tokenizer
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.generate.generator import complete, evaluating, generate
 from danlu.generate.sampling import MAX_NEW_TOKENS, TEMPERATURE, Sampling
 from danlu.generate.text import pieces
-from danlu.hub_files import local_directory
-from danlu.packed import ROOT, Packed, Targets
+from danlu.hub_files import ending_tokens, local_directory
+from danlu.packed import NO_ADAPTER, ROOT, Packed, Targets
 from danlu.parts.readout import LogProbs
-from danlu.pretrained import load_pretrained
+from danlu.pretrained import load_pretrained, named_adapters, with_base
 
-_CONFIGS = ("generation_config.json", "config.json")
+
+@dataclass(frozen=True, eq=False)
+class Worn:
+    """What an adapter brings beside itself.
+
+    Attributes:
+        tokenizer: its own, with the template that it was trained by, or else its base's.
+        stop: the tokens that end a text of its.
+    """
+
+    tokenizer: Tokenizer
+    stop: frozenset[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,34 +45,55 @@ class LanguageModel:
         model: the network.
         tokenizer: its tokenizer.
         stop: the tokens that end a text.
+        adapters: what was put on it, by name.
     """
 
     model: SequenceModel
     tokenizer: Tokenizer
     stop: frozenset[int] = frozenset()
+    adapters: Mapping[str, Worn] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path, *, trust_remote_code: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        adapters: Mapping[str, str | Path] | Sequence[str | Path] = (),
+        trust_remote_code: bool = False,
+    ) -> Self:
         """Read a directory in hub format.
 
         A text ends with the tokenizer's last token, or with any that the checkpoint names for it.
 
+        Args:
+            path: the directory, or `hub:org/name`.
+            adapters: adapters to put on it, by the names they are to have; a list has the names of their folders.
+            trust_remote_code: whether Python code that comes with the checkpoint may run.
+
         Raises:
-            CheckpointError: when a file is absent or altered, or the tokenizer has tokens that the model does not.
-            UnsupportedError: when it cannot run packed.
+            CheckpointError: when a file is absent or altered, the tokenizer has tokens that the model does not, or an
+                adapter belongs to another base or tokenizer.
+            RecipeError: when an adapter is given twice.
+            UnsupportedError: when it cannot run packed, or adapters cannot go together.
         """
-        path = local_directory(path)
-        model, tokenizer = load_pretrained(path, trust_remote_code=trust_remote_code), Tokenizer.load(path)
-        if tokenizer.vocab_size > model.config.vocabulary:
-            what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocabulary}"
+        path, named = local_directory(path), named_adapters(adapters)
+        model = load_pretrained(path, trust_remote_code=trust_remote_code, adapters=named)
+        own = _read(path)
+        if own.tokenizer.vocab_size > model.config.vocabulary:
+            what = f"the tokenizer has {own.tokenizer.vocab_size} tokens, the model {model.config.vocabulary}"
             raise CheckpointError(what, where=path, do="Put the tokenizer there that the model was trained with.")
-        own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        return cls(model.eval(), tokenizer, frozenset([*own, *_ends(path)]))
+        worn = {name: _read(directory, path) for name, directory in named.items()}
+        for name, one in worn.items():
+            if one.tokenizer.fingerprint != own.tokenizer.fingerprint:
+                what = "the adapter's tokenizer gives other tokens than its base's"
+                raise CheckpointError(what, where=named[name], do="Load it by itself.")
+        return cls(model.eval(), own.tokenizer, own.stop, worn)
 
     def generate(
         self,
         prompts: str | Sequence[str],
         *,
+        adapters: Sequence[str | None] | None = None,
         temperature: float = TEMPERATURE,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -69,14 +103,31 @@ class LanguageModel:
     ) -> list[str]:
         """Each prompt's continuation, without the prompt; see `danlu.generate.sampling.Sampling` for the settings.
 
+        With adapters, each one's continuations are those that it would write alone, given its prompts in this order.
+
+        Args:
+            prompts: what to continue.
+            adapters: the name of the adapter for each prompt, None for the model without any; by default the one that
+                the model wears, if it wears one.
+            temperature: see `Sampling`, as what follows.
+            top_k: see there.
+            top_p: see there.
+            max_new_tokens: see there.
+            seed: see there.
+            max_active: how many texts are kept in memory at once; all by default.
+
         Raises:
-            RecipeError: for a prompt without tokens.
+            RecipeError: for a prompt without tokens, or when there is no adapter of a name.
             UnsupportedError: when a text could become longer than the model has positions.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
         ids = self._encode([prompts] if isinstance(prompts, str) else prompts)
-        done = complete(self.model, ids, sampling, stop=self.stop, max_active=max_active)
-        written = ([t for t in one.tokens if t not in self.stop] for one in done)
+        if adapters is None and len(self.adapters) == 1:
+            adapters = list(self.adapters) * len(ids)
+        numbers, ends = self._numbers(adapters, len(ids)), [self._stop(name) for name in adapters or [None] * len(ids)]
+        samples = None if numbers is None else _ranks(numbers)
+        done = complete(self.model, ids, sampling, max_active=max_active, samples=samples, adapters=numbers, stops=ends)
+        written = ([t for t in one.tokens if t not in stop] for one, stop in zip(done, ends, strict=True))
         return ["".join(pieces(self.tokenizer, prompt, new)) for prompt, new in zip(ids, written, strict=True)]
 
     def stream(
@@ -100,20 +151,31 @@ class LanguageModel:
         steps = generate(self.model, [ids], sampling, stop=self.stop)
         return pieces(self.tokenizer, ids, (step.token for step in steps if step.token not in self.stop))
 
-    def log_prob(self, texts: Sequence[str]) -> list[float]:
+    def log_prob(self, texts: Sequence[str], *, adapters: Sequence[str | None] | None = None) -> list[float]:
         """The log-probability of each text in nats, all of them in one pack.
 
         It is of all the text's tokens given what a text begins with, or, where the tokenizer has no such token, of all
         but the first.
 
+        Args:
+            texts: what is asked about.
+            adapters: the name of the adapter for each text, None for the model without any.
+
         Raises:
-            RecipeError: for a text without tokens.
+            RecipeError: for a text without tokens, or when there is no adapter of a name.
             UnsupportedError: when a text is longer than the model has positions.
         """
         ids = self._encode(texts)
         self._check(ids)
         device = next(self.model.parameters()).device
-        packed = Packed.tree(ids, parents=[ROOT] * len(ids), samples=list(range(len(ids))))
+        numbers = self._numbers(adapters, len(ids))
+        order = sorted(range(len(ids)), key=lambda i: 0 if numbers is None else numbers[i])  # one run for each adapter
+        packed = Packed.tree(
+            [ids[i] for i in order],
+            parents=[ROOT] * len(ids),
+            samples=order,
+            adapters=None if numbers is None else [numbers[i] for i in order],
+        )
         predicts = torch.ones(len(packed), dtype=torch.bool)
         predicts[packed.cu_seqlens[1:] - 1] = False
         rows = predicts.nonzero().squeeze(1)
@@ -121,15 +183,48 @@ class LanguageModel:
         with evaluating(self.model):
             (log_probs,) = self.model(packed.to(device), [LogProbs(targets.to(device))])
         totals = torch.zeros(len(ids), dtype=torch.float64)
-        each: list[float] = totals.index_add_(0, packed.segment_of_row[rows], log_probs.double().cpu()).tolist()
+        text = packed.sample[packed.segment_of_row[rows]]
+        each: list[float] = totals.index_add_(0, text, log_probs.double().cpu()).tolist()
         return each
+
+    @contextmanager
+    def wearing(self, name: str | None) -> Iterator[LanguageModel]:
+        """Within, what this gives is the model as one of its adapters has it, its tokenizer and template included.
+
+        Args:
+            name: which; None is the model without any.
+
+        Raises:
+            RecipeError: when there is none of that name, or none at all.
+        """
+        adapted = self._adapted()
+        with adapted.off() if name is None else adapted.use(name):
+            worn = self.adapters.get(name or "", Worn(self.tokenizer, self.stop))
+            yield LanguageModel(self.model, worn.tokenizer, worn.stop)
+
+    def _adapted(self) -> Adapters:
+        adapted = self.model.adapted
+        if not isinstance(adapted, Adapters):
+            raise RecipeError("the model wears no adapter", do="Load it with adapters={NAME: DIR}.")
+        return adapted
+
+    def _numbers(self, adapters: Sequence[str | None] | None, num: int) -> list[int] | None:
+        """What the pack calls each one's adapter."""
+        if adapters is None:
+            return None
+        if len(adapters) != num:
+            raise RecipeError(f"{num} texts have {len(adapters)} adapters", do="Name one for each, or None.")
+        return [NO_ADAPTER if name is None else self._adapted().number(name) for name in adapters]
+
+    def _stop(self, name: str | None) -> frozenset[int]:
+        return self.stop if name is None or name not in self.adapters else self.adapters[name].stop
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         first = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return [[*first, *ids.tolist()] for ids in self.tokenizer.encode_batch(texts)]
 
     def _check(self, ids: Sequence[Sequence[int]]) -> None:
-        longest = self.model.config.longest
+        longest = self.model.longest
         for i, text in enumerate(ids):
             if not text:
                 raise RecipeError(f"text {i} has no tokens", do="Leave it out.")
@@ -138,16 +233,20 @@ class LanguageModel:
                 raise UnsupportedError(what, do="Shorten it.")
 
 
-def _ends(directory: Path) -> list[int]:
-    """The tokens that a checkpoint says end a text."""
-    for name in _CONFIGS:
-        try:
-            config: Any = json.loads((directory / name).read_bytes())
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            raise CheckpointError("the file is not JSON", where=directory / name, do="Fetch it again.") from None
-        listed = config.get("eos_token_id") if isinstance(config, dict) else None
-        if listed is not None:
-            return [int(token) for token in (listed if isinstance(listed, list) else [listed])]
-    return []
+def _ranks(numbers: Sequence[int]) -> list[int]:
+    """How many of the same come before each."""
+    seen = Counter[int]()
+    ranks = []
+    for number in numbers:
+        ranks.append(seen[number])
+        seen[number] += 1
+    return ranks
+
+
+def _read(*directories: Path) -> Worn:
+    """The tokenizer and what ends a text, from the first directory that has them, then from an adapter's base."""
+    directories = (*directories[:-1], *with_base(directories[-1]))
+    holding = next((directory for directory in directories if (directory / "tokenizer.json").is_file()), directories[0])
+    tokenizer = Tokenizer.load(holding)
+    own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return Worn(tokenizer, frozenset([*own, *ending_tokens(directories)]))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
@@ -27,8 +28,9 @@ from torch import Tensor
 from danlu.packed import Packed
 from danlu.parts.attention import Asked
 from danlu.parts.attention_calls import NO_WINDOW, Merged, precise, sink_gradient
+from danlu.parts.attention_extra import of_layers, random_keys, runs_of
 from danlu.parts.attention_parts import attend_part, attend_part_backward
-from danlu.sight import Sight
+from danlu.sight import Extra, Sight
 
 Runs: TypeAlias = Sequence[tuple[int, int]]
 """Runs ``start:stop`` of rows, in order and apart from each other."""
@@ -171,6 +173,16 @@ class RingMemory:
             keys = None if packed.keys is None else torch.cat([packed.keys[start:stop] for start, stop in there])
             num_rows = sum(stop - start for start, stop in there)
             self._visits.append(_Visit(num_rows, clip(packed.sight, self.runs, there), keys))
+        self.num_extra, self._extra = 0, list[tuple[Tensor, Tensor]]()
+
+    def with_extra(self, extra: Sequence[Extra]) -> RingMemory:
+        """See `danlu.contracts.Memory`: every rank has them, so they stay where they are."""
+        own, keys = self._visits[0], random_keys(extra)
+        self.num_extra, self._extra = len(keys), of_layers(extra)
+        self._sight = self._sight.behind(runs_of(extra))
+        keyed = None if own.keys is None else torch.cat([keys, own.keys])
+        self._visits[0] = replace(own, sight=own.sight.behind(runs_of(extra)), keys=keyed)
+        return self
 
     def sight(self, packed: Packed) -> Sight:
         """Which rows of this rank see which rows of the whole pack."""
@@ -178,7 +190,13 @@ class RingMemory:
 
     def backend(self, layer: int) -> Callable[..., Tensor]:
         """How the rows attend: to everybody's keys and values, one rank's after another's."""
-        return self._attend
+        return partial(self._attend_extra, *self._extra[layer]) if self.num_extra else self._attend
+
+    def _attend_extra(
+        self, extra_k: Tensor, extra_v: Tensor, q: Tensor, k: Tensor, v: Tensor, sight: Sight, asked: Asked
+    ) -> Tensor:
+        joined = torch.cat([extra_k.to(k.dtype), k]), torch.cat([extra_v.to(v.dtype), v])
+        return self._attend(q, *joined, sight, asked)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks talk to each other here
     def _attend(
@@ -194,12 +212,12 @@ class RingMemory:
 
     def visits(self, k: Tensor, v: Tensor, asked: Asked) -> Iterator[tuple[_Visit, Asked, Tensor, Tensor]]:
         """Each rank's keys and values in turn, and what is asked of them; they are handed on while they are used."""
-        here = torch.stack([k, v])
+        own = here = torch.stack([k, v])
         for visit, following in zip(self._visits, [*self._visits[1:], None], strict=True):
             wait, taken = None, here
             if following is not None:
                 taken = here.new_empty(2, following.num_rows, *k.shape[1:])
-                wait = self.ring.hand_on(here, taken)
+                wait = self.ring.hand_on(here if here is not own else own[:, self.num_extra :].contiguous(), taken)
             dropout = asked.dropout
             if dropout is not None and visit.keys is not None:
                 dropout = replace(dropout, key_keys=visit.keys)
@@ -253,6 +271,8 @@ class _Travelling(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, sinks = ctx.saved_tensors
         grad, dq = grad.contiguous(), torch.zeros_like(q, dtype=precise(q))
+        num_extra = ctx.memory.num_extra
+        front = k.new_zeros(2, num_extra, *k.shape[1:], dtype=precise(k))
 
         def shares() -> Iterator[tuple[_Visit, tuple[Tensor, Tensor] | None]]:
             for visit, wanted, keys, values in ctx.memory.visits(k, v, ctx.asked):
@@ -261,7 +281,11 @@ class _Travelling(torch.autograd.Function):
                     continue
                 own, *theirs = attend_part_backward(grad, q, keys, values, out, lse, visit.sight, wanted)
                 dq.add_(own)
+                if len(theirs[0]) > visit.num_rows:  # this rank's own, behind keys that stay here
+                    front.copy_(torch.stack([part[:num_extra] for part in theirs]))
+                    theirs = [part[num_extra:] for part in theirs]
                 yield visit, (theirs[0], theirs[1])
 
-        dk, dv = ctx.memory.bring_home(shares(), k).to(k.dtype)
+        home = ctx.memory.bring_home(shares(), k)
+        dk, dv = (torch.cat([front, home], dim=1) if num_extra else home).to(k.dtype)
         return dq.to(q.dtype), dk, dv, sink_gradient(sinks, grad, out, lse), None, None

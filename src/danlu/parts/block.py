@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from danlu.contracts import Memory
 from danlu.packed import Packed
-from danlu.parts.attention import AttentionDropout, attention
+from danlu.parts.attention import AttentionDropout, Backend, attention
 from danlu.parts.linear import Dropout
 from danlu.sight import Sight
 
@@ -48,6 +49,14 @@ class Pass(NamedTuple):
         return Sight(self.calls, self.first, self.end, self.query_offset, self.key_offset)
 
 
+def backends(memory: Memory | None, num_layers: int) -> Iterator[Backend | None]:
+    """How each layer attends: as its memory says, where there is one.
+
+    Asked for outside of blocks, which could not be compiled as one if each had a number of its own.
+    """
+    return (None if memory is None else memory.backend(layer) for layer in range(num_layers))
+
+
 def attend(
     q: Float[Tensor, "T H K"],
     k: Float[Tensor, "T G K"],
@@ -56,12 +65,10 @@ def attend(
     *,
     dropout: Dropout,
     window: int | None = None,
-    memory: Memory | None = None,
-    layer: int = 0,
+    backend: Backend | None = None,
 ) -> Float[Tensor, "T H*K"]:
-    """Attention among a pack's rows (and to what memory has), heads side by side in the result."""
+    """Attention among a pack's rows (by a memory's back-end also to what it has), heads side by side in the result."""
     dropped = None
     if given.keys is not None and dropout.p > 0:
         dropped = AttentionDropout(dropout.p, given.keys, given.keys, dropout.place)
-    backend = None if memory is None else memory.backend(layer)
     return attention(q, k, v, given.sight, window=window, dropout=dropped, backend=backend).flatten(1)

@@ -89,6 +89,14 @@ class Readout(ABC):
         """
         return part
 
+    def moved(self, places: Int[Tensor, " T"]) -> Readout:
+        """The same of a pack in which others were put between the rows: row i has become row ``places[i]``.
+
+        Raises:
+            UnsupportedError: when it does not know.
+        """
+        raise UnsupportedError(f"{type(self).__name__} does not know of rows that an adapter puts into a pack")
+
 
 @dataclass(frozen=True)
 class Likelihood(Readout):
@@ -109,6 +117,10 @@ class Likelihood(Readout):
         starts = [0, *accumulate(stop - start for start, stop in runs)]
         parts = [self.targets.within(start, stop) for start, stop in runs]
         return replace(self, targets=Targets.join(parts, starts[:-1]))
+
+    def moved(self, places: Int[Tensor, " T"]) -> Likelihood:
+        """See `Readout`."""
+        return replace(self, targets=_moved(self.targets, places))
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> CrossEntropy:
         """The sums."""
@@ -141,6 +153,10 @@ class LogProbs(Readout):
     def whole(self, part: Tensor, runs: Sequence[tuple[int, int]], add: Callable[[Tensor], Tensor]) -> Tensor:
         """All log-probabilities, on every rank."""
         return _everywhere(part, self.targets.rows, runs, add)
+
+    def moved(self, places: Int[Tensor, " T"]) -> LogProbs:
+        """See `Readout`."""
+        return LogProbs(_moved(self.targets, places))
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, " M"]:
         """The log-probabilities in nats, float32."""
@@ -181,6 +197,10 @@ class Logits(Readout):
 
     rows: Int[Tensor, " R"]
 
+    def moved(self, places: Int[Tensor, " T"]) -> Logits:
+        """See `Readout`."""
+        return Logits(places[self.rows])
+
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R V"]:
         """The logits, in the head's precision."""
         rows, bias = head.scaled(hidden[self.rows].to(head.weight.dtype))
@@ -194,6 +214,10 @@ class Hidden(Readout):
     """The last hidden states of some rows."""
 
     rows: Int[Tensor, " R"]
+
+    def moved(self, places: Int[Tensor, " T"]) -> Hidden:
+        """See `Readout`."""
+        return Hidden(places[self.rows])
 
     def read(self, hidden: Float[Tensor, "T D"], head: Head) -> Float[Tensor, "R D"]:
         """The hidden states, after the last normalisation."""
@@ -217,3 +241,7 @@ def _everywhere(
     """What every rank is given of values that each has of its own rows."""
     held, _ = _held(rows, runs)
     return add(part.new_zeros(len(rows)).index_copy(0, held, part))
+
+
+def _moved(targets: Targets, places: Int[Tensor, " T"]) -> Targets:
+    return replace(targets, rows=places[targets.rows])

@@ -1,25 +1,18 @@
-"""Guards of the weights: that some are trained, that those move, that ranks hold the same.
-
-A fingerprint of a parameter is the sum of its bits, read as integers, each times an odd number that tells its place,
-modulo 2^64: exact, the same in any order of summation, and another when one element changes.
-"""
+"""Guards of the weights: that some are trained, that those move, that ranks hold the same."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from danlu.engine.guards.words import listed
 from danlu.engine.held import held
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.errors import RunError, UnsupportedError
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_IN_CACHE, _AT_ONCE = 1 << 18, 1 << 24
-"""Elements that are widened to 64 bits at a time, on a CPU and elsewhere."""
+from danlu.fingerprint import fingerprints as of_tensors
+from danlu.fingerprint import total
 
 
 def trainable(model: nn.Module) -> int:
@@ -37,23 +30,8 @@ def trainable(model: nn.Module) -> int:
 
 
 def fingerprints(parameters: Iterable[Tensor]) -> list[int]:
-    """Each parameter's fingerprint; of one that is sharded, this rank's part's.
-
-    All are read from the device at once.
-    """
-    found = [_fingerprint(held(parameter)) for parameter in parameters]
-    return torch.stack(found).tolist() if found else []
-
-
-@torch.no_grad()
-def _fingerprint(parameter: Tensor) -> Tensor:
-    bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
-    size = _IN_CACHE if bits.device.type == "cpu" else _AT_ONCE
-    places = torch.arange(1, 2 * min(len(bits), size) + 1, 2, device=bits.device)
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for number, part in enumerate(bits.split(size)):
-        total += ((places[: len(part)] + 2 * number * size) * part).sum()
-    return total
+    """Each parameter's `danlu.fingerprint`; of one that is sharded, this rank's part's."""
+    return of_tensors(held(parameter) for parameter in parameters)
 
 
 class Motion:
@@ -122,8 +100,3 @@ def same_weights(model: nn.Module, ranks: Ranks) -> None:
             others = [rank for rank, value in enumerate(each) if value != usual]
             what = f"the ranks no longer hold the same weights: '{name}' differs on rank {listed(others, 8)}"
             raise RunError(what, do="The last checkpoint before this is whole; look at those ranks' machines.")
-
-
-def total(values: Sequence[int]) -> int:
-    """One number for all, in which each has its place."""
-    return sum((2 * i + 1) * value for i, value in enumerate(values)) % 2**64
