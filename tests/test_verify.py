@@ -25,7 +25,7 @@ from danlu.errors import DataError, RecipeError, RunError
 from danlu.experiment import Experiment
 from danlu.method.next_token import NextToken
 from danlu.packed import Packed
-from danlu.parts.readout import LogProbs
+from danlu.parts.readout import Hidden
 from danlu.reading import dump_recipe
 from danlu.sight import Sight
 from danlu.verifying import Checked, gradients, neighbours, processes, runs, serving
@@ -276,13 +276,13 @@ def test_ranks_that_do_not_agree_are_found(
 
 def test_a_method_that_asks_for_more_than_sums_has_no_ring(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(method: Any, models: Any, batch: Any) -> Outcome:
-        (values,) = models["policy"](batch.packed, [LogProbs(batch.targets)])
+        (values,) = models["policy"](batch.packed, [Hidden(batch.targets.rows)])
         return Outcome({"nll": -values.sum()}, {})
 
     monkeypatch.setattr(NextToken, "loss", loss)
     checked = runs.ring_equals_one_process(subject)
     assert checked.verdict == "does not apply"
-    assert checked.sentence.startswith("LogProbs has no answer that adds up over ranks which hold some rows each. ")
+    assert checked.sentence == "Hidden has no answer that adds up over ranks which hold some rows each."
     assert runs.one_process_equals_two(subject).verdict == "holds"
 
 

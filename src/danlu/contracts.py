@@ -286,12 +286,15 @@ class Method(Config, ABC):
         learns_from: what kind of sample it takes: "sequence" (`Sample`) or "answers" (`Answers`).
         estimating: whether `estimates` is to be asked before each update.
         scoring: whether what it trains has a head that gives scores, and none over tokens.
+        by_sequence: whether its loss bends what whole sequences come to (a ratio, a preference), which ranks that share
+            a pack's rows then are given in full; it asks for values (`LogProbs`, `Values`) and never for sums.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
     learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
     estimating: ClassVar[bool] = False
     scoring: ClassVar[bool] = False
+    by_sequence: ClassVar[bool] = False
 
     @property
     def asks(self) -> Mapping[str, Way]:

@@ -20,8 +20,10 @@ from danlu.errors import CheckpointError
 from danlu.pretrained import load_pretrained
 from danlu.reading import load_recipe
 from danlu.registry import exported, lookup
+from danlu.verifying import processes
 from engine.runs import QWEN3, assert_same_run, checkpoints, largest_difference, recipe
 from ranks import run_ranks
+from test_verify import alone
 
 ADAPTERS = [entry.name for entry in exported("adapter")]
 BESIDE = [name for name in ADAPTERS if lookup("adapter", name).beside]
@@ -127,3 +129,16 @@ def test_a_base_that_has_changed_is_not_gone_on_with(folder: Path, tmp_path: Pat
     shutil.copy(other / "model.safetensors", tmp_path / "base" / "final" / "model.safetensors")
     with pytest.raises(CheckpointError, match="base has other weights"):
         danlu.resume(run, "run.steps=8")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft, to itself
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_promised_of_recipes_is_verified_of_those_with_an_adapter(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "launch", alone)
+    found = danlu.verify(made(folder, name))
+    said = {each.name: (each.verdict, each.sentence) for each in found.checks}
+    assert found.holds, [sentence for verdict, sentence in said.values() if verdict == "fails"]
+    theirs = lookup("adapter", name).peft_type in ("LORA", "PREFIX_TUNING", "PROMPT_TUNING")
+    assert said["exported_model"][0] == ("holds" if theirs else "does not apply"), said["exported_model"]

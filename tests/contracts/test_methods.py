@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,10 @@ import tiny
 from answers import sample_for
 from danlu.batch import Batch
 from danlu.contracts import Method
+from danlu.engine.context import Ringed
 from danlu.parts.readout import Logits
 from danlu.registry import exported, lookup
+from rings import in_a_ring
 from strategies import VOCABULARY
 
 METHODS = [entry.name for entry in exported("method")]
@@ -229,3 +232,25 @@ def test_sft_with_nothing_to_learn_counts_nothing() -> None:
     group = method.group(replace(documents([4])[0], weights=np.zeros(4, dtype=np.float32)))
     assert len(group) == 4
     assert not any(method.counts(group).values())
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_on_a_ring_every_rank_has_its_part(name: str, number: int) -> None:
+    """Of sums its own rows', of what is bent one over the number of ranks; gradients add up to those of one."""
+    method = made(name, number)
+    roles = models(method)
+    batch = Batch.join([method.group(sample) for sample in method.matched(samples(method, [5, 2, 9, 4]))])
+    whole = measured(method, roles, batch)
+
+    def share(ring: Any) -> Any:
+        own = {role: Ringed(copy.deepcopy(m), ring, values=method.by_sequence) for role, m in roles.items()}  # type: ignore[arg-type]
+        outcome = method.loss(own, batch)
+        part = 1 / ring.size if method.by_sequence else 1.0
+        parameters = dict(own[method.roles[0]].inner.named_parameters())
+        gradients = torch.autograd.grad(sum(outcome.losses.values()) * part, list(parameters.values()))
+        scaled = [{n: v * part for n, v in terms.items()} for terms in (outcome.losses, outcome.metrics)]
+        return *scaled, dict(zip(parameters, gradients, strict=True))
+
+    shares = in_a_ring(2, share)
+    for together, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        same(together, total(parts))

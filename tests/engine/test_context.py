@@ -113,7 +113,7 @@ def over_processes() -> list[dict[str, Tensor]]:
     found.append(learned(Ringed(made("qwen3", torch.float32), ring), packed, wanted))
     few = Packed.tree([[1, 2]])
     found.append(learned(Ringed(made("llama"), ring), few, Targets(torch.tensor([1]), few.tokens[1:], torch.ones(1))))
-    found.append(bent(Ringed(made("qwen3"), ring), packed, wanted, 2))
+    found.append(bent(Ringed(made("qwen3"), ring, values=True), packed, wanted, 2))
     return found
 
 
@@ -241,11 +241,11 @@ def test_a_likelihood_is_shared_out_by_its_targets_rows(data: st.DataObject, pac
 def test_what_does_not_add_up_is_refused() -> None:
     packed, wanted = a_pack()
     model = Ringed(made("llama"), Alone())
-    for asked in (Logits(wanted.rows), Hidden(wanted.rows)):
+    for asked in (LogProbs(wanted), Values(wanted.rows), Logits(wanted.rows), Hidden(wanted.rows)):
         with pytest.raises(UnsupportedError, match=f"{type(asked).__name__} has no answer that adds up"):
             model(packed, [asked])
-    with pytest.raises(UnsupportedError, match="sums and values cannot be asked for at once"):
-        model(packed, [Likelihood(wanted), LogProbs(wanted)])
+    with pytest.raises(UnsupportedError, match="Likelihood has no values of all rows for ranks which hold some"):
+        Ringed(made("llama"), Alone(), values=True)(packed, [LogProbs(wanted), Likelihood(wanted)])
     with pytest.raises(UnsupportedError, match="cannot go on from a cache"):
         model(packed, [Likelihood(wanted)], Cache())
 
@@ -271,7 +271,7 @@ def test_every_rank_has_all_values_and_its_part_of_the_loss(
     """Also with too few rows for so many ranks, and with targets of some ranks only, or none."""
     model, wanted = made(name), data.draw(targets(packed))
     whole = bent(model, packed, wanted, 1)
-    shares = in_a_ring(size, lambda ring: bent(Ringed(copy.deepcopy(model), ring), packed, wanted, size))
+    shares = in_a_ring(size, lambda ring: bent(Ringed(copy.deepcopy(model), ring, values=True), packed, wanted, size))
     for share in shares:
         torch.testing.assert_close(share["values"] * size, whole["values"], rtol=1e-9, atol=1e-11)
     equal(shares, whole)

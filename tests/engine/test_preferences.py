@@ -176,6 +176,13 @@ def test_another_reference_is_another_run(tmp_path: Path) -> None:
         danlu.resume(run, "model.reference.bridge=true")
     with pytest.raises(CheckpointError, match="the reference has other weights than when the run began"):
         danlu.resume(run, f"model.reference.path={other}", step=3)
+    named = other / "tokenizer.json"
+    tokenizer = json.loads(named.read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    named.write_text(json.dumps(tokenizer))
+    with pytest.raises(RecipeError, match="the reference's tokenizer is another than the policy's"):
+        danlu.train(made, f"model.reference={other}", f"run.out={tmp_path / 'no'}")
     moved = trained.rename(tmp_path / "moved")
     danlu.resume(run, f"model.reference.path={moved}", f"model.policy.path={moved}", step=3)
     notes = [event["message"] for event in lines(run / "events.jsonl") if event["kind"] == "note"]
@@ -260,6 +267,22 @@ def test_a_reward_model_is_what_comes_out(tmp_path: Path) -> None:
         danlu.train({**made, "method": "dpo", "model": str(run.path / "final")}, f"run.out={tmp_path / 'no'}")
     with pytest.raises(UnsupportedError, match="scores sequences"):
         danlu.train(made, f"run.out={tmp_path / 'none'}", "run.prompts=[a]")
+
+
+@pytest.mark.parametrize(("token", "kept"), [("<|endoftext|>", False), ("!", True), (None, False)])
+def test_a_score_is_read_behind_the_last_token_by_others_too(tmp_path: Path, token: str | None, kept: bool) -> None:
+    """What a reward model is padded with is none of what answers end with, or left open."""
+    start = danlu.train(preferring(tmp_path, {"name": "orpo"}, GPT2, out="start", steps=1)).path / "final"
+    file = start / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": token}))
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps({**config, "pad_token_id": config["eos_token_id"]}))
+    made = preferring(tmp_path, "reward", steps=1)
+    made["model"] = str(start)
+    made["data"].pop("vocab_size")
+    pad = json.loads((danlu.train(made).path / "final" / "config.json").read_text())["pad_token_id"]
+    assert pad != config["eos_token_id"]
+    assert (pad is not None) == kept
 
 
 REFUSED = [

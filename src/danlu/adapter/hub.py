@@ -71,6 +71,11 @@ def is_adapter(directory: Path) -> bool:
     return (directory / _CONFIG).is_file()
 
 
+def adapter_files(directory: Path) -> list[Path]:
+    """The files that hold an adapter's weights."""
+    return [directory / _WEIGHTS]
+
+
 def read_adapter(directory: Path) -> SavedAdapter:
     """An adapter from its directory.
 

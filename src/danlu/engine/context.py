@@ -71,7 +71,7 @@ class ProcessRing:
         return wait
 
 
-def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
+def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel, bool], Ringed]:
     """What puts a model on the ring of so many neighbouring ranks that this one belongs to; all ranks must ask.
 
     Example: of four ranks with rings of two, the first two are one ring and the others another.
@@ -79,38 +79,41 @@ def ringed(ranks: Ranks, size: int) -> Callable[[SequenceModel], Ringed]:
     members = [list(range(first, first + size)) for first in range(0, ranks.size, size)]
     rings = [dist.new_group(each, timeout=ranks.patience) for each in members]
     own = ProcessRing.of(ranks, rings[ranks.rank // size])
-    return lambda model: Ringed(model, own)
+    return lambda model, values: Ringed(model, own, values=values)
 
 
 class Ringed(SequenceModel):
     """A model that every rank of a ring gives the same packs, and that computes some rows of each.
 
-    Answers are of this rank's rows where they are sums that add up over the ranks (`Likelihood`), and of all rows where
-    they are values (`LogProbs`, `Values`); these have a gradient as if each rank's loss were its part of the whole.
+    Answers are of this rank's rows, sums that add up over the ranks (`Likelihood`); or, where that is wanted, values of
+    all rows (`LogProbs`, `Values`), with a gradient as if each rank's loss were its part of the whole.
 
     Args:
         inner: the model; its parameters, training mode and precision are its own still.
         ring: the ranks.
+        values: whether it is asked for values instead of sums.
     """
 
-    def __init__(self, inner: SequenceModel, ring: Ring) -> None:
+    def __init__(self, inner: SequenceModel, ring: Ring, *, values: bool = False) -> None:
         super().__init__()
         check_ringed(inner)
-        self.inner, self.ring = inner, ring
+        self.inner, self.ring, self.values = inner, ring, values
 
     def forward(self, packed: Packed, readouts: Sequence[Readout], memory: Memory | None = None) -> tuple[Any, ...]:
         """See `SequenceModel`; all ranks have to call it, and then to go backward, in the same order.
 
         Raises:
-            UnsupportedError: for a memory, a readout that ranks cannot answer together, or readouts of both kinds.
+            UnsupportedError: for a memory, or a readout that is not of the kind wanted.
         """
         if memory is not None:
             raise UnsupportedError("rows that are shared out over ranks cannot go on from a cache")
         shared = len(packed) >= 2 * self.ring.size  # fewer are not worth it: the first rank has them, the others none
         others = RingMemory(packed, self.ring) if shared else None
         runs: Runs = others.runs if others is not None else [(0, 0 if self.ring.rank else len(packed))]
-        if len({asked.adds_up for asked in readouts}) > 1:
-            raise UnsupportedError("sums and values cannot be asked for at once of rows that are shared out over ranks")
+        if unfit := [type(asked).__name__ for asked in readouts if asked.adds_up == self.values]:
+            wrong = "no values of all rows for" if self.values else "no answer that adds up over"
+            what = f"{unfit[0]} has {wrong} ranks which hold some rows each"
+            raise UnsupportedError(what, do="Ask one rank that holds the whole pack.")
         parts: tuple[Any, ...] = self.inner(pieces(packed, runs), [asked.within(runs) for asked in readouts], others)
         return tuple(asked.whole(part, runs, self._added) for asked, part in zip(readouts, parts, strict=True))
 

@@ -55,7 +55,7 @@ class Parallel:
 
     def __init__(self, ranks: Ranks = ALONE, ring: int = 1) -> None:
         self.ranks, self.ring = ranks, ring
-        self._around: Callable[[SequenceModel], SequenceModel] | None = None
+        self._around: Callable[[SequenceModel, bool], SequenceModel] | None = None
         self._rings: dict[str, tuple[SequenceModel, SequenceModel]] = {}
 
     @property
@@ -68,8 +68,13 @@ class Parallel:
         """Which of them is this rank's, and its ring's."""
         return self.ranks.rank // self.ring
 
-    def asked(self, models: Mapping[str, SequenceModel]) -> Mapping[str, SequenceModel]:
-        """Models as a method asks them: each rank of a ring is given whole packs and answers for its rows of them."""
+    def asked(self, models: Mapping[str, SequenceModel], *, values: bool) -> Mapping[str, SequenceModel]:
+        """Models as a method asks them: each rank of a ring is given whole packs and answers for its rows of them.
+
+        Args:
+            models: by role.
+            values: whether it takes values of all rows instead, and answers for its part of what it makes of them.
+        """
         if self.ring == 1:
             return models
         if self._around is None:
@@ -78,7 +83,7 @@ class Parallel:
             self._around = ringed(self.ranks, self.ring)
         before = self._rings
         self._rings = {
-            role: before[role] if role in before and before[role][0] is model else (model, self._around(model))
+            role: before[role] if role in before and before[role][0] is model else (model, self._around(model, values))
             for role, model in models.items()
         }
         return {role: around for role, (_, around) in self._rings.items()}

@@ -198,7 +198,7 @@ def _recall(updater: Updater, samples: Iterable[Any], path: Path) -> tuple[Recal
 
 @torch.no_grad()
 def _asked(updater: Updater, samples: Iterable[Any]) -> dict[int, list[float]]:
-    models = updater.parallel.asked(updater.models)
+    models = updater.around
     ring, known, waiting = updater.parallel.ring, dict[int, list[float]](), iter(samples)
     while some := list(islice(waiting, _AT_ONCE * updater.parallel.shares)):
         groups, mine = updater.groups(some), list[tuple[int, list[float]]]()

@@ -99,7 +99,7 @@ class Updater:
         packs = self._packed(groups)
         agreed = self._agree(groups, len(packs))
         counts, key = agreed.counts, fold(self.seed, step)
-        models = self.parallel.asked(self.models)
+        models = self.around
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         estimates, flops = self._estimated([(groups, packs, agreed)], key)
@@ -110,9 +110,9 @@ class Updater:
             if empty := [name for name in outcome.losses if not counts[name]]:
                 every = self.parallel.ranks.gather(places(groups))[:: self.parallel.ring]
                 raise _nothing_to_learn(step + 1, empty[0], list(chain.from_iterable(every)))
-            loss = torch.stack([value / counts[name] for name, value in self.part(batch, outcome.losses).items()]).sum()
+            loss = torch.stack([value / counts[name] for name, value in self.part(outcome.losses).items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-            sums.add({**self.part(batch, outcome.metrics), "loss": loss})
+            sums.add({**self.part(outcome.metrics), "loss": loss})
             backward = (passes(self.policy) - 1) * self.policy.flops(batch.packed, len(batch.targets))
             flops += backward + self.forward_flops(batch)
         self.parallel.end_update(self.policy)
@@ -143,15 +143,20 @@ class Updater:
             parameters["lr"] = lr
         self.optimizer.step()
 
-    def part(self, batch: Batch, sums: Terms) -> Terms:
-        """What this rank adds of a pack's sums: a share, where all ranks of a ring have sums of whole sequences."""
-        ranks = 1 if batch.sequences is None else self.parallel.ring
+    def part(self, sums: Terms) -> Terms:
+        """What this rank adds of a pack's sums: a share, where all ranks of a ring have the whole of them."""
+        ranks = self.parallel.ring if self.method.by_sequence else 1
         return sums if ranks == 1 else {name: value / ranks for name, value in sums.items()}
+
+    @property
+    def around(self) -> Mapping[str, SequenceModel]:
+        """The models as the method asks them."""
+        return self.parallel.asked(self.models, values=self.method.by_sequence)
 
     @torch.no_grad()
     def measure(self, samples: Iterable[Any]) -> dict[str, float]:
         """The loss and the method's metrics over all these samples, nothing random and nothing moved."""
-        models = self.parallel.asked(self.models)
+        models = self.around
         self.policy.eval()
         sums, counts, estimates = _Sums(), Counter[str](), dict[str, float]()
         chunks = self._chunks(samples)
@@ -162,7 +167,7 @@ class Updater:
             for batch in self._turns(packs, groups, agreed.rounds):
                 outcome = self.method.loss(models, replace(batch, estimates=estimates))
                 losses = {f"loss.{name}": value for name, value in outcome.losses.items()}
-                sums.add(self.part(batch, {**outcome.metrics, **losses}))
+                sums.add(self.part({**outcome.metrics, **losses}))
             counts += agreed.counts
         self.parallel.settle(self.policy)
         terms = {f"loss.{name}": count for name, count in counts.items()}
@@ -191,11 +196,11 @@ class Updater:
         """The method's estimates, each over its count, and this rank's operations for them."""
         if not self.method.estimating:
             return {}, 0
-        models, sums, counts, flops = self.parallel.asked(self.models), _Sums(), Counter[str](), 0.0
+        models, sums, counts, flops = self.around, _Sums(), Counter[str](), 0.0
         for groups, packs, agreed in chunks:
             for batch in self._turns(packs, groups, agreed.rounds):
                 found = self.method.estimates(models, batch if key is None else keyed(batch, key))
-                sums.add(self.part(batch, found))
+                sums.add(self.part(found))
                 flops += self.forward_flops(batch if batch.beside is None else batch.beside)
             counts += agreed.counts
         return _over(_sum(self.parallel.ranks.gather(sums.as_floats())), counts), flops

@@ -153,6 +153,7 @@ class Preference(Method, ABC):
     """What methods that learn from answers have in common."""
 
     learns_from: ClassVar[Literal["sequence", "answers"]] = "answers"
+    by_sequence: ClassVar[bool] = True
 
     share_prompt: bool = True
     """Compute a prompt once for all its answers; false repeats it for each, which gives the same and takes longer."""

@@ -175,6 +175,10 @@ class Values(Readout):
         """Those of these rows."""
         return Values(_held(self.rows, runs)[1])
 
+    def moved(self, places: Int[Tensor, " T"]) -> Values:
+        """See `Readout`."""
+        return Values(places[self.rows])
+
     def whole(self, part: Tensor, runs: Sequence[tuple[int, int]], add: Callable[[Tensor], Tensor]) -> Tensor:
         """All scores, on every rank."""
         return _everywhere(part, self.rows, runs, add)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from danlu.adapter.hub import adapter_files, is_adapter
 from danlu.architecture.hub import weight_files
 from danlu.batch import Batch
 from danlu.contracts import SequenceModel
@@ -85,12 +86,13 @@ def _require_shares(subject: Subject) -> None:
     Raises:
         Inapplicable: when it has not; by a ring of this process alone.
     """
-    models = {role: Ringed(model, _Alone()) for role, model in subject.updater.models.items()}
     try:
+        values = subject.method.by_sequence
+        models = {role: Ringed(model, _Alone(), values=values) for role, model in subject.updater.models.items()}
         with torch.no_grad():
             subject.method.loss(models, subject.keyed(Batch.join(subject.groups)))
     except UnsupportedError as error:
-        raise Inapplicable(str(error)) from None
+        raise Inapplicable(f"{error.what[0].upper()}{error.what[1:]}.") from None
 
 
 class _Alone:
@@ -157,8 +159,9 @@ def _seconds(run: Path) -> Path:
 def trained_policy(subject: Subject) -> SequenceModel:
     """The subject's model with the weights that `straight_run` ends with."""
     policy, saved = copy.deepcopy(subject.policy), Checkpoints(straight_run(subject) / "checkpoints").load(_STEPS)
-    for name, parameter in policy.named_parameters():
-        parameter.data.copy_(saved.tensors["model"][name])
+    held = dict(policy.named_parameters())
+    for name, tensor in saved.tensors["model"].items():
+        held[name].data.copy_(tensor)
     return policy
 
 
@@ -215,7 +218,7 @@ def _beyond_rounding(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for file in weight_files(folder):
+    for file in adapter_files(folder) if is_adapter(folder) else weight_files(folder):
         weights |= load_file(file)
     return weights
 

@@ -6,10 +6,12 @@ import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from danlu.adapter.hub import is_adapter
 from danlu.architecture.bridge_library import quiet_transformers
 from danlu.contracts import SequenceModel
 from danlu.data.chat import Chat
@@ -37,10 +39,7 @@ def exported_model(subject: Subject) -> Measured:
         raise Inapplicable("The package transformers is not installed.")
     with quiet_transformers() as transformers:
         final = straight_run(subject) / "final"
-        kind = read_json(final / "config.json").get("model_type")
-        if kind not in transformers.CONFIG_MAPPING and not subject.trusted:
-            raise Inapplicable(f"The package transformers knows no model of type '{kind}'.")
-        auto = transformers.AutoModelForSequenceClassification if subject.scores else transformers.AutoModelForCausalLM
+        auto = _peft(final, subject.scores) if is_adapter(final) else _auto(transformers, final, subject)
         theirs = auto.from_pretrained(
             final, dtype=torch.float32, local_files_only=True, trust_remote_code=subject.trusted
         ).to(subject.device)
@@ -56,6 +55,25 @@ def exported_model(subject: Subject) -> Measured:
     return Measured(f"{what} of {of}", error, OTHER_CODE, fault)
 
 
+def _auto(transformers: Any, final: Path, subject: Subject) -> Any:
+    """What loads a whole model there."""
+    kind = read_json(final / "config.json").get("model_type")
+    if kind not in transformers.CONFIG_MAPPING and not subject.trusted:
+        raise Inapplicable(f"The package transformers knows no model of type '{kind}'.")
+    return transformers.AutoModelForSequenceClassification if subject.scores else transformers.AutoModelForCausalLM
+
+
+def _peft(final: Path, scores: bool) -> Any:
+    """What loads an adapter and its base there."""
+    if importlib.util.find_spec("peft") is None:
+        raise Inapplicable("The package peft is not installed.")
+    peft: Any = importlib.import_module("peft")
+    kind = read_json(final / "adapter_config.json").get("peft_type")
+    if kind not in peft.PeftType.__members__:
+        raise Inapplicable(f"The package peft knows no adapter of type '{kind}'.")
+    return peft.AutoPeftModelForSequenceClassification if scores else peft.AutoPeftModelForCausalLM
+
+
 @torch.no_grad()
 def _logit_error(ours: SequenceModel, theirs: Any, path: Packed) -> float:
     """The largest difference of a sequence's logits, relative to the largest logit; or of its score at its end."""
@@ -63,6 +81,7 @@ def _logit_error(ours: SequenceModel, theirs: Any, path: Packed) -> float:
     (logits,) = ours.eval()(path, [Values(every[-1:]) if ours.config.scores else Logits(every)])
     rows = path.tokens[None]
     expected = theirs(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits[0]
+    expected = expected[-len(logits) :]  # rows that an adapter puts in front have theirs, too
     return float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 

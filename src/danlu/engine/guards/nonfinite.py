@@ -197,7 +197,7 @@ class _Tracer:
         learner = self._learner
         batch = keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
         batch = replace(batch, estimates=self._estimates)
-        losses = learner.part(batch, learner.method.loss(learner.parallel.asked(learner.models), batch).losses)
+        losses = learner.part(learner.method.loss(learner.around, batch).losses)
         loss = torch.stack([value / self._counts[name] for name, value in losses.items()]).sum()
         loss.backward()
         return loss.detach()
