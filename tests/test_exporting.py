@@ -29,9 +29,11 @@ from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from danlu.exporting import export
 from danlu.fingerprint import model_fingerprint
+from danlu.packed import Packed
+from danlu.parts.readout import Values
 from danlu.pretrained import load_pretrained
 from danlu.tensor_file import load_tensors
-from engine.runs import QWEN3, recipe
+from engine.runs import GPT2, QWEN3, preferring, recipe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # of peft, to itself
@@ -272,6 +274,24 @@ def test_a_runs_end_and_its_checkpoints_are_exported_as_it_would(folder: Path, t
     assert whole.generate(texts, temperature=0, max_new_tokens=8) == adapted.generate(
         texts, temperature=0, max_new_tokens=8
     )
+
+
+@pytest.mark.parametrize("where", [GPT2, QWEN3], ids=["gpt2", "qwen3"])
+def test_a_merged_adapter_of_a_reward_model_scores_in_transformers(where: dict[str, Any], tmp_path: Path) -> None:
+    start = danlu.train(preferring(tmp_path, {"name": "orpo"}, where, out="start", steps=1)).path / "final"
+    made = preferring(tmp_path, "reward", steps=3)
+    made |= {"model": str(start), "adapter": {"name": "lora", "rank": 2}}
+    made["data"].pop("vocab_size")
+    run = danlu.train(made).path
+    export(run, tmp_path / "merged", merge=True)
+    tokens = torch.arange(3, 11)
+    with torch.no_grad():
+        (expected,) = load_pretrained(run / "final").eval()(Packed.tree([tokens]), [Values(torch.tensor([7]))])
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(theirs(input_ids=tokens[None]).logits[0], expected, rtol=1e-5, atol=1e-5)
+    assert "score.weight" in weight_names(tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="'score.weight' is 1 x 32 in the fine-tune and not there in the base"):
+        export(tmp_path / "merged", tmp_path / "delta", delta_from=start, rank=2)
 
 
 def test_what_cannot_be_is_a_sentence_and_writes_nothing(folder: Path, tmp_path: Path, say: Say) -> None:

@@ -71,7 +71,7 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
             _check_fit(recipe, policy, data)
             trainable(policy)
             asked = models_beside(recipe, policy)
-            alike = _start(recipe, source, {"weights": policy, **asked}) if ranks.size > 1 else {}
+            alike = _start(recipe, source, base, {"weights": policy, **asked}) if ranks.size > 1 else {}
             starts = {role: mark_of(asked.get(role, policy), base) for role in recipe.method.asks}
             recompute(policy, recipe.run.recompute)
             run = recipe.run
@@ -88,10 +88,10 @@ def assemble(recipe: Recipe, ranks: Ranks = ALONE) -> Experiment:
     return experiment
 
 
-def _start(recipe: Recipe, source: DataSource, models: Mapping[str, SequenceModel]) -> dict[str, Any]:
+def _start(recipe: Recipe, source: DataSource, base: int | None, models: Mapping[str, SequenceModel]) -> dict[str, Any]:
     """What is the same on every rank where a run is one run."""
     weights = {name: total(fingerprints(model.parameters())) for name, model in models.items()}
-    return {"recipes": dump_recipe(recipe), "data": source.state_dict(), **weights}
+    return {"recipes": dump_recipe(recipe), "data": source.state_dict(), "files of the base": base, **weights}
 
 
 def _require_alike(ranks: Ranks, start: Mapping[str, Any]) -> None:

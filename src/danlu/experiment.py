@@ -256,7 +256,7 @@ class Experiment:
             (directory / "chat_template.jinja").write_text(template.source, encoding="utf-8")
         file = directory / "generation_config.json"
         settings = json.loads(file.read_text()) if file.exists() else {}
-        model = self.recipe.model
+        model = self.recipe.policy
         known = ending_tokens([directory, *(with_base(model.directory) if isinstance(model, HubModel) else ())])
         ends = list(dict.fromkeys([*known, *self._stops]))
         if ends != known:  # else other tools would not stop where the model was taught to

@@ -21,12 +21,14 @@ from danlu.architecture.checkpoint import load_model, save_model
 from danlu.architecture.hub import respell, weight_names
 from danlu.build import assemble
 from danlu.contracts import SequenceModel
+from danlu.data import Tokenizer
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.history import require_base, trained
 from danlu.errors import CheckpointError, RecipeError, RunError
 from danlu.fingerprint import model_fingerprint
-from danlu.hub_files import local_directory, read_json
+from danlu.hub_files import ending_tokens, local_directory, read_json
 from danlu.pretrained import base_directory, load_pretrained, named_base
+from danlu.recipe import HubModel
 from danlu.run_folder import recipe_of, require_checkpoint
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -165,6 +167,8 @@ def _assembled(run: Path, scratch: Path, step: int | None) -> Path:
     """A run's checkpoint, as the run would write it at its end, on one process."""
     recipe = recipe_of(run, ["run.device=cpu", "run.compile=false", "run.recompute=none", "run.parallel=auto"]).alone
     require_checkpoint(run)
+    if isinstance(recipe.policy, HubModel):  # what stays is not written
+        recipe = recipe.with_model("policy", recipe.policy.model_copy(update={"quantize": None}))
     with closing(assemble(recipe)) as experiment:
         saved = Checkpoints(run / "checkpoints").open(step)
         require_base(saved, experiment.base)
@@ -178,7 +182,7 @@ def _write_model(model: SequenceModel, folder: Path, like: Path, dtype: torch.dt
     model.to(dtype)
     held = dict(model.named_parameters())
     own = {name: held[name].detach() for name in model.hub_names()}
-    save_model(model, folder, weights=own, like=like)
+    save_model(model, folder, weights=own, like=like, settings=_padding(model, (*more, like)))
     respell(folder, weight_names(like))
     _carry((like, *more), folder)
     return _measured(folder, "model", sum(tensor.numel() for tensor in own.values()))
@@ -246,6 +250,16 @@ def _carry(sources: Sequence[Path], folder: Path) -> None:
             settings |= read_json(source / _GENERATION)
     if settings:
         (folder / _GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _padding(model: SequenceModel, sources: Sequence[Path]) -> dict[str, object]:
+    """Of a model that scores sequences at their end: what is behind that, for those who pad."""
+    holding = [source for source in sources if (source / "tokenizer.json").is_file()]
+    if not model.config.scores or not holding:
+        return {}
+    tokenizer = Tokenizer.load(holding[0])
+    ends = {tokenizer.eos_id, *ending_tokens(sources)}
+    return {"pad_token_id": None if tokenizer.pad_id in ends else tokenizer.pad_id}
 
 
 def _measured(folder: Path, kind: Literal["model", "adapter"], numbers: int) -> Exported:

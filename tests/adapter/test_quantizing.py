@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import danlu
 from adapter.bases import BASES, base, checkpoint, logits, pack, stirred
 from adapter.test_runs import made as recipe_of
-from contracts.test_adapters import gradients
+from contracts.test_adapters import SAVED, fitting, gradients
+from contracts.test_adapters import made as adapter_of
 from danlu.adapter.hub import read_adapter
 from danlu.adapter.lora import LoRA
 from danlu.adapter.quantizing import quantize
@@ -63,6 +64,20 @@ def test_gradients_are_those_over_the_matrices_that_the_codes_stand_for(
     assert trained
     for name in trained:
         torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "number"), SAVED)
+def test_any_adapter_stands_on_it(name: str, number: int, tmp_path: Path) -> None:
+    kept, full = base("llama", tmp_path), dequantized("llama", tmp_path, "nf4")
+    quantize(kept, "nf4")
+    found = []
+    for model in (kept, full):
+        fitting(adapter_of(name, number), full).attach(model)
+        stirred(model)
+        found.append({key: g for key, g in gradients(model, pack()).items() if g is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "worst"), [("int8", 0.03), ("nf4", 0.5), ("fp4", 0.7)])

@@ -14,6 +14,8 @@ import danlu
 import strategies
 from adapter.bases import BASES, base, logits, stirred
 from commands import Say
+from contracts.test_adapters import FIELDS as CASES
+from contracts.test_adapters import SAVED, made
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.hub import save_adapter
 from danlu.adapter.lora import LoRA
@@ -236,3 +238,21 @@ def test_the_command_measures_every_adapter(folder: Path, say: Say, tmp_path: Pa
         measured = [{key: row[key] for key in row if key != "adapter"} for row in answer.rows if row["adapter"] == name]
         assert measured == own
     assert [each["adapter"] for each in json.loads((tmp_path / "o.json").read_text())] == ["a", "a", "c", "c"]
+
+
+@pytest.mark.parametrize(("name", "number"), [case for case in SAVED if not CASES[case[0]][case[1]].get("also_train")])
+def test_kinds_of_adapters_go_together(name: str, number: int, folder: Path, tmp_path: Path) -> None:
+    """Beside a LoRA, and beside sequences that go through none."""
+    model = load_model(folder / "base")
+    attached = made(name, number).attach(model)
+    stirred(model)
+    save_adapter(attached, tmp_path / "other", base=str(folder / "base"))
+    together = danlu.load(folder / "base", adapters=[tmp_path / "other", folder / "a"])
+    names = ["other", None, "a", "other", "a", None, "other"]
+    written = together.generate(PROMPTS, adapters=names, temperature=0, max_new_tokens=10, max_active=5)
+    scored = together.log_prob(PROMPTS, adapters=names)
+    for one, where in (("other", tmp_path / "other"), ("a", folder / "a"), (None, folder / "base")):
+        alone, own = danlu.load(where), [i for i, each in enumerate(names) if each == one]
+        prompts = [PROMPTS[i] for i in own]
+        assert [written[i] for i in own] == alone.generate(prompts, temperature=0, max_new_tokens=10)
+        assert [scored[i] for i in own] == pytest.approx(alone.log_prob(prompts), abs=1e-4)

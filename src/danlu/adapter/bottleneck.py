@@ -27,6 +27,7 @@ from danlu.adapter.targets import block_names, named_modules
 from danlu.contracts import SequenceModel
 from danlu.errors import UnsupportedError
 from danlu.parts.linear import Linear
+from danlu.parts.quantized import is_quantized
 from danlu.registry import export
 
 Activation: TypeAlias = Literal["gelu", "relu", "silu", "tanh"]
@@ -167,7 +168,7 @@ def _halves(model: SequenceModel, block: str, after: str) -> list[str]:
     holding = [
         name
         for name, module in model.get_submodule(block).named_children()
-        if any(parameter.dim() >= 2 for parameter in module.parameters())
+        if any(parameter.dim() >= 2 for parameter in module.parameters()) or is_quantized(module)
     ]
     attention = [name for name in holding if "att" in name.lower()]
     feedforward = [name for name in holding if name not in attention]

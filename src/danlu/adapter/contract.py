@@ -17,7 +17,7 @@ from danlu.config import Config
 from danlu.contracts import Memory, SequenceModel
 from danlu.errors import CheckpointError, RecipeError, UnsupportedError
 from danlu.packed import Packed
-from danlu.parts.quantized import Quantized
+from danlu.parts.quantized import is_quantized
 from danlu.random import fold
 from danlu.sight import Extra
 
@@ -112,7 +112,7 @@ class Attached(ABC):
         model.requires_grad_(False)
         self.also = matching(adapter.also_train, named_modules(model), "also_train") if adapter.also_train else []
         for module in self.also:
-            if any(isinstance(part, Quantized) for part in model.get_submodule(module).modules()):
+            if is_quantized(model.get_submodule(module)):
                 what = f"'{module}' is quantised, and cannot be trained whole"
                 raise RecipeError(what, where="adapter.also_train", do="Leave it out, or model.quantize.")
             model.get_submodule(module).requires_grad_(True)

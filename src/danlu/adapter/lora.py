@@ -31,7 +31,7 @@ from danlu.adapter.targets import ALL_LINEAR, fits, is_transposed, linears, matc
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
 from danlu.parts.linear import Dropout
-from danlu.parts.quantized import Quantized
+from danlu.parts.quantized import Quantized, is_quantized
 from danlu.registry import export
 
 
@@ -290,7 +290,7 @@ class LowRankLayers(Attached):
     @torch.no_grad()
     def merge(self) -> None:
         """See `Attached`; `unmerge` brings back the very bits."""
-        if any(isinstance(self.model.get_submodule(target), Quantized) for target in self.targets):
+        if any(is_quantized(self.model.get_submodule(target)) for target in self.targets):
             what = "the base is quantised, and no weights of so few bits are what the adapter makes of them"
             raise UnsupportedError(what, do="Merge it into the base as its files have it: danlu export --merge.")
         for target in self.targets:

@@ -177,6 +177,11 @@ def require(kind: Quantization, device: torch.device) -> None:
         raise UnsupportedError(what, where="model.quantize", do="Leave model.quantize out.") from fault
 
 
+def is_quantized(module: nn.Module) -> bool:
+    """Whether it, or something within it, is kept in fewer bits."""
+    return any(isinstance(part, Quantized) for part in module.modules())
+
+
 def num_weights(module: nn.Module) -> int:
     """How many numbers a module is made of, quantised or not."""
     kept = sum(layer.num_weights for layer in module.modules() if isinstance(layer, Quantized))
