@@ -26,8 +26,10 @@ from danlu.fingerprint import model_fingerprint
 from danlu.parts.quantized import Quantization, Quantized, num_bytes, num_weights
 from danlu.pretrained import load_pretrained
 from danlu.reading import load_recipe
+from danlu.verifying import processes
 from engine.runs import QWEN3, assert_same_run, largest_difference, recipe
 from ranks import run_ranks
+from test_verify import alone
 
 pytest.importorskip("bitsandbytes")
 KINDS = get_args(Quantization)
@@ -206,3 +208,14 @@ def test_two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
 
 def _train(tuned: dict[str, Any], *overrides: str) -> None:
     danlu.train(tuned, "optimizer.eps=1e-7", *overrides)
+
+
+def test_promises_are_verified_over_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "launch", alone)
+    found = danlu.verify(quantised(folder))
+    said = {each.name: (each.verdict, each.sentence) for each in found.checks}
+    assert found.holds, said
+    assert said["exported_model"] == (
+        "does not apply",
+        "The base is trained over as nf4, and exported as its files have it.",
+    )

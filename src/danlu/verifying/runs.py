@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from danlu.adapter.hub import adapter_files, is_adapter
+from danlu.adapter.quantizing import quantized_kind
 from danlu.architecture.hub import weight_files
 from danlu.batch import Batch
 from danlu.contracts import SequenceModel
@@ -49,7 +50,8 @@ def one_process_equals_two(subject: Subject) -> Measured:
     """The first updates end in the same weights in one process and in two."""
     _require_processes(subject)
     named = subject.experiment.recipe.run.parallel
-    modes = _MODES if named in ("auto", "none") else (named,)
+    tried = _MODES[:1] if quantized_kind(subject.policy) else _MODES  # a quantised base is whole on every rank
+    modes = tried if named in ("auto", "none") else (named,)
     measured = _beside_one(subject, {f"run.parallel={mode}": () for mode in modes})
     return replace(measured, what=f"{measured.what}, {', '.join(modes)}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from danlu.adapter.hub import is_adapter
+from danlu.adapter.quantizing import quantized_kind
 from danlu.architecture.bridge_library import quiet_transformers
 from danlu.contracts import SequenceModel
 from danlu.data.chat import Chat
@@ -37,6 +38,8 @@ def exported_model(subject: Subject) -> Measured:
     """What a run exports has the same logits, or scores, in transformers, on the user's own tokens."""
     if importlib.util.find_spec("transformers") is None:
         raise Inapplicable("The package transformers is not installed.")
+    if (kind := quantized_kind(subject.policy)) is not None:
+        raise Inapplicable(f"The base is trained over as {kind}, and exported as its files have it.")
     with quiet_transformers() as transformers:
         final = straight_run(subject) / "final"
         auto = _peft(final, subject.scores) if is_adapter(final) else _auto(transformers, final, subject)
