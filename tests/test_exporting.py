@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from danlu.architecture.checkpoint import load_model, save_model
 from danlu.architecture.hub import weight_names
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, RunError, UnsupportedError
+from danlu.export_terminal import export_model
 from danlu.exporting import export
 from danlu.fingerprint import model_fingerprint
 from danlu.packed import Packed
@@ -365,3 +367,29 @@ def test_an_adapter_for_other_weights_is_not_merged(tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, RecipeError, UnsupportedError)):
         export(tmp_path / "adapter", tmp_path / "merged", merge=True)
     assert not (tmp_path / "merged").exists()
+
+
+def test_on_a_terminal_it_is_a_table_and_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned("llama", tmp_path)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    export_model(tmp_path / "tuned", tmp_path / "delta", delta_from=tmp_path / "base", rank=3)
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line.strip()][-5:-1] == ["1", "2", "3", "full"]
+    assert f"adapter of {LOW_RANK:,} numbers" in said
+    assert str(tmp_path / "delta") in said.replace("\n", "")
+    with torch.no_grad():
+        model = base("llama", tmp_path / "base")
+        model.get_parameter("norm.weight")[0] += 1
+        model.get_parameter("layers.0.self_attn.q_proj.weight")[0] += 1
+    save_model(model, tmp_path / "other", like=tmp_path / "base")
+    export_model(tmp_path / "other", tmp_path / "one", delta_from=tmp_path / "base", rank=1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Outside the matrices one parameter differs, and is left out: model.norm.weight (" in said
+    assert "To carry it whole: --also norm." in said
+
+
+LOW_RANK = 3 * 2 * ((16 + 8) + (8 + 8) + (8 + 8) + (8 + 16) + (12 + 8) + (12 + 8) + (8 + 12))
+"""Numbers of a LoRA of rank 3 beside all matrices of the tiny Llama."""

@@ -89,8 +89,9 @@ def left_out(found: Exported) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     modules = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[2] for name in names)
     carry = " ".join(f"--also {module}" for module in modules)
-    number = "one parameter differs, and is" if len(names) == 1 else f"{len(names)} parameters differ, and are"
-    return f"Outside the matrices {number} left out: {shown}{more}. To carry them whole: {carry}."
+    one = len(names) == 1
+    number = "one parameter differs, and is" if one else f"{len(names)} parameters differ, and are"
+    return f"Outside the matrices {number} left out: {shown}{more}. To carry {'it' if one else 'them'} whole: {carry}."
 
 
 def _row(found: Exported) -> dict[str, Any]:
