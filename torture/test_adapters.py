@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter.test_runs import ADAPTERS, FEW, MODELS, RING, same_on_two_ranks
+from adapter.test_runs_in_front import ADAPTERS, FEW, MODELS, RING, same_on_two_ranks
 
 SHORT = ("run.pack_tokens=33", "data.step_samples=5")
 
