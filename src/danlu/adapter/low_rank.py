@@ -47,11 +47,12 @@ class LowRank(nn.Module):
         self.dropout = Dropout(dropout)
         self.scale = scale
         self._adapters, self._name = adapters, name
+        self._served: object = None  # what acts in the pass in which another's call did this one's part
 
     def beside(self, base: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
         """The layer's result with its own added; None, which leaves it, where it does not act."""
         acting = self._adapters.acting
-        if self._name not in acting:
+        if self._name not in acting or self._served is acting:
             return None
         x, wide, rows = args[0].flatten(0, -2), y.flatten(0, -2), acting[self._name]
         keys = self._adapters.keys if self.dropout.p > 0 else None
@@ -61,12 +62,15 @@ class LowRank(nn.Module):
         if rows is None:
             return self._changed(base, x, wide, keys).view(y.shape)
         if isinstance(rows, tuple) and self._in_place:
-            several = [low for low in base.children() if isinstance(low, LowRank) and low._in_place]
-            if len(several) == 1 or len(x) > _FEW:
+            others = [] if len(x) > _FEW else [low for low in base.children() if isinstance(low, LowRank)]
+            several = [low for low in others if low is self or low._in_place]
+            if len(several) > 1:
+                _add_together(several, self._adapters, x, wide)
+            else:
                 here = slice(*rows)
                 wide[here].addmm_(self._inner(x[here], y.dtype, None), self.B.to(y.dtype).t(), alpha=self.scale)
-            elif several[0] is self:
-                _add_together(several, self._adapters, x, wide)
+            for low in several:
+                low._served = None if low is self else acting
             return wide.view(y.shape)
         chosen: Tensor | slice = slice(*rows) if isinstance(rows, tuple) else rows
         changed = self._changed(base, x[chosen], wide[chosen], None if keys is None else keys[chosen])
