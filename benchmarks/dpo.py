@@ -13,6 +13,7 @@ from benchmarks import settings
 from benchmarks.common import Facts, MissingError, Spread, child, environment, interleave, mebibytes, say, yes
 from benchmarks.results import Table, installed
 from benchmarks.settings import DPO_MEMORY, DPO_SPEED_UP, Options
+from benchmarks.sft import sides_are_given, trl_settings
 from benchmarks.throughput import Clock
 
 REPEATS = 2
@@ -36,14 +37,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
     rows, raw = [], {}
     for precision in options.precisions:
         say(f" {precision}")
-        given: dict[str, Any] = {
-            "model": data["model"],
-            "rows": str(rows_file),
-            "precision": precision,
-            "steps": steps,
-            "device": options.device,
-            "threads": options.threads,
-        }
+        given = sides_are_given(data, rows_file, precision, steps, options)
         ours = partial(child, danlu_side, env=env, **given)
         sides = {
             OURS: partial(ours, share_prompt=True),
@@ -176,22 +170,7 @@ def trl_side(model: str, rows: str, precision: str, steps: int, device: str, thr
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
     with tempfile.TemporaryDirectory() as folder:
         arguments = DPOConfig(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=PAIRS,
-            max_length=settings.CONTEXT,
-            beta=BETA,
-            gradient_checkpointing=False,
-            learning_rate=settings.LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=settings.WEIGHT_DECAY,
-            bf16=precision == "bf16",
-            use_cpu=device == "cpu",
-            seed=settings.SEED,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            per_device_train_batch_size=PAIRS, beta=BETA, **trl_settings(folder, precision, steps, device)
         )
         trainer = DPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks import inputs as both
 from benchmarks import settings
 from benchmarks.common import Facts, MissingError, Spread, child, environment, interleave, mebibytes, say, yes
 from benchmarks.results import Table, installed
 from benchmarks.settings import LORA_BOUND, LORA_SPEED_UP, Options
-from benchmarks.sft import IGNORED, WARM_UP, danlu_side, speed, trl_side, write_rows
+from benchmarks.sft import IGNORED, WARM_UP, danlu_side, sides_are_given, speed, trl_side, write_rows
 
 REPEATS = 3
 UPDATES = 6
@@ -34,14 +33,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
     rows, raw = [], {}
     for precision in options.precisions:
         say(f" {precision}")
-        given: dict[str, Any] = {
-            "model": data["model"],
-            "rows": str(rows_file),
-            "precision": precision,
-            "steps": steps,
-            "device": options.device,
-            "threads": options.threads,
-        }
+        given = sides_are_given(data, rows_file, precision, steps, options)
         ours = partial(child, danlu_side, env=env, compiled=True, bridge=False, **given)
         lora = {"r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear"}
         theirs = partial(child, trl_side, env=env, lora=lora, **given)

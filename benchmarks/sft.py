@@ -38,14 +38,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
     rows, raw = [], {}
     for precision in options.precisions:
         say(f" {precision}")
-        given: dict[str, Any] = {
-            "model": data["model"],
-            "rows": str(rows_file),
-            "precision": precision,
-            "steps": steps,
-            "device": options.device,
-            "threads": options.threads,
-        }
+        given = sides_are_given(data, rows_file, precision, steps, options)
         ours, theirs = partial(child, danlu_side, env=env, **given), partial(child, trl_side, env=env, **given)
         sides = {
             OURS: partial(ours, compiled=True, bridge=False),
@@ -70,6 +63,18 @@ def run(options: Options, scratch: Path) -> list[Table]:
     return [
         Table("Supervised fine-tuning against trl.SFTTrainer", [*columns, "first loss", "last loss"], rows, notes, raw)
     ]
+
+
+def sides_are_given(data: Facts, rows: Path, precision: str, steps: int, options: Options) -> Facts:
+    """What both sides of a comparison with `trl` start from."""
+    return {
+        "model": data["model"],
+        "rows": str(rows),
+        "precision": precision,
+        "steps": steps,
+        "device": options.device,
+        "threads": options.threads,
+    }
 
 
 def _row(precision: str, side: str, found: dict[str, list[Facts]]) -> list[str]:
@@ -202,22 +207,9 @@ def trl_side(
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
-            output_dir=folder,
-            max_steps=steps,
             per_device_train_batch_size=settings.PACK_TOKENS // settings.CONTEXT if packing else settings.STEP_SAMPLES,
             packing=packing,
-            max_length=settings.CONTEXT,
-            gradient_checkpointing=False,
-            learning_rate=settings.LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=settings.WEIGHT_DECAY,
-            bf16=precision == "bf16",
-            use_cpu=device == "cpu",
-            seed=settings.SEED,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **trl_settings(folder, precision, steps, device),
         )
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
@@ -230,6 +222,26 @@ def trl_side(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return _facts(clock, [after - before for before, after in pairwise(totals)])
+
+
+def trl_settings(folder: str, precision: str, steps: int, device: str) -> Facts:
+    """What every trainer of `trl` is given, so that it does what Danlu does."""
+    return {
+        "output_dir": folder,
+        "max_steps": steps,
+        "max_length": settings.CONTEXT,
+        "gradient_checkpointing": False,
+        "learning_rate": settings.LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": settings.WEIGHT_DECAY,
+        "bf16": precision == "bf16",
+        "use_cpu": device == "cpu",
+        "seed": settings.SEED,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def _lora(fields: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,11 @@ class Talk:
         self._end, theirs = pty.openpty()
         command = [sys.executable, "-c", TALK, str(model), str(max_tokens)]
         environment = {**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"}
-        own = lambda: os.login_tty(theirs)  # noqa: E731 - its terminal, from which Ctrl-C comes
+
+        def own() -> None:
+            os.login_tty(theirs)  # its terminal, from which Ctrl-C comes
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background is begun without it
+
         self.process = subprocess.Popen(command, preexec_fn=own, env=environment)  # noqa: PLW1509 - nothing else runs
         os.close(theirs)
         self.said = ""

@@ -9,7 +9,7 @@ import torch
 from danlu.contracts import ArchitectureConfig, SequenceModel
 from danlu.data import Tokenizer
 from danlu.engine.frozen import Bare, freeze
-from danlu.errors import RecipeError
+from danlu.errors import RecipeError, UnsupportedError
 from danlu.fingerprint import fingerprints, total
 from danlu.pretrained import Pretrained, read_pretrained
 from danlu.recipe import HubModel, Recipe
@@ -38,11 +38,22 @@ def models_beside(recipe: Recipe, policy: SequenceModel) -> dict[str, SequenceMo
         if named is not None:
             model = asked[role] = freeze(read_model(named, recipe.run.seed).model)
             _check_beside(role, named, model.config, policy.config, recipe)
-        elif way != "model" and policy.adapted is not None:
+        elif way != "model" and _comes_off(policy):
             asked[role] = Bare(policy)
         elif way != "precomputed":
             asked[role] = freeze(copy.deepcopy(policy))
     return asked
+
+
+def _comes_off(policy: SequenceModel) -> bool:
+    """Whether it wears an adapter without which it is what it was: one that leaves the model's own weights alone."""
+    if policy.adapted is None:
+        return False
+    try:
+        with policy.adapted.off():
+            return True
+    except UnsupportedError:
+        return False
 
 
 def mark_of(model: SequenceModel, base: int | None) -> int | None:

@@ -98,19 +98,20 @@ def test_checkpoints_hold_what_is_trained_and_resume_to_the_bit(name: str, folde
 
 
 @pytest.mark.parametrize("mode", ["ddp", "zero3"])
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_two_ranks_equal_one(name: str, mode: str, folder: Path, tmp_path: Path) -> None:
-    tuned = made(folder, name, out=f"one-{mode}-{name}")
-    one = danlu.train(tuned, "optimizer.eps=1e-7").path
-    two = tmp_path / "two"
-    run_ranks(_train, 2, tuned, f"run.out={two}", f"run.parallel={mode}")
-    found, expected = held(two / "final"), held(one / "final")
-    assert found.keys() == expected.keys()
-    assert largest_difference(list(found.values()), list(expected.values())) < 1e-6
+def test_two_ranks_equal_one(mode: str, folder: Path, tmp_path: Path) -> None:
+    tuned = [made(folder, name, out=str(tmp_path / "one" / name)) for name in ADAPTERS]
+    _train_each(tuned, tmp_path / "one")
+    run_ranks(_train_each, 2, tuned, tmp_path / "two", f"run.parallel={mode}")
+    for name in ADAPTERS:
+        found, expected = (held(tmp_path / size / name / "final") for size in ("two", "one"))
+        assert found.keys() == expected.keys()
+        assert largest_difference(list(found.values()), list(expected.values())) < 1e-6, name
 
 
-def _train(tuned: dict[str, Any], *overrides: str) -> None:
-    danlu.train(tuned, "optimizer.eps=1e-7", *overrides)
+def _train_each(tuned: list[dict[str, Any]], out: Path, *overrides: str) -> None:
+    for one in tuned:
+        run = out / one["adapter"]["name"]
+        danlu.train(one, "optimizer.eps=1e-7", f"run.out={run}", *overrides)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -360,6 +360,21 @@ def test_an_adapter_switched_off_is_the_reference() -> None:
     assert bare.config is model.config
 
 
+@pytest.mark.parametrize("adapter", [{"name": "freeze", "layers": [-1]}, {"name": "lora", "also_train": "ln_f"}])
+def test_what_trains_the_models_own_weights_has_a_reference_beside(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    """Since it cannot be switched off."""
+    start = danlu.train(preferring(tmp_path, {"name": "orpo"}, GPT2, out="start", steps=1)).path / "final"
+    made = preferring(tmp_path, "dpo", steps=STEPS)
+    made["model"] = str(start)
+    made["data"].pop("vocab_size")
+    made["adapter"] = adapter
+    parts = experiment(made)
+    assert not isinstance(parts.asked["reference"], Bare)
+    measured = [row["held_out_loss"] for row in rows(danlu.train(made).path) if "held_out_loss" in row]
+    assert measured[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert measured[-1] < measured[0]
+
+
 @pytest.mark.parametrize("method", ["reward", "dpo"])
 def test_adapters_learn_from_pairs(tmp_path: Path, method: str) -> None:
     """Beside a base that is the reference; a reward's head is new, and is trained and saved with the adapter."""
