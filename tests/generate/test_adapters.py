@@ -120,14 +120,15 @@ def test_within_it_is_one_of_them(together: LanguageModel, alone: dict[str | Non
 @pytest.mark.parametrize("where", BASES)
 def test_rows_of_one_mixed_pack_are_what_each_adapter_makes_of_them(where: str, tmp_path: Path) -> None:
     model = base(where, tmp_path)
-    fields = {"a": {"rank": 2}, "b": {"rank": 3, "dora": True}}
+    fields = {"a": {"rank": 2}, "b": {"rank": 3, "dora": True}, "c": {"rank": 1, "alpha": 3.0}}
     for number, (name, given) in enumerate(fields.items()):
         LoRA(**given).attach(model, name=name)
         stirred(model, number)
     adapted = model.adapted
     assert isinstance(adapted, Adapters)
-    for numbers in ([1, 1, 0, NO_ADAPTER, 0], [NO_ADAPTER, 0, 0, 1, 1]):  # scattered rows, and a run for each
-        packed = mixed(numbers)
+    scattered, runs = [1, 2, 0, NO_ADAPTER, 0], [NO_ADAPTER, 0, 1, 2, 2]
+    for numbers, times in ((scattered, 1), (runs, 1), (runs, 5)):  # runs of few rows, and of many
+        packed = mixed(numbers, times)
         found = logits(model, packed)
         for (start, stop), number in zip(packed.trees, numbers, strict=True):
             one = Packed.tree([packed.tokens[start:stop]])
@@ -140,10 +141,10 @@ def test_rows_of_one_mixed_pack_are_what_each_adapter_makes_of_them(where: str, 
             torch.testing.assert_close(found[start:stop], expected, rtol=1e-6, atol=2e-6)
 
 
-def mixed(numbers: list[int]) -> Packed:
-    """As many documents, each through its adapter."""
+def mixed(numbers: list[int], times: int = 1) -> Packed:
+    """As many documents, each through its adapter; so many times as long."""
     generator = torch.Generator().manual_seed(4)
-    pieces = [torch.randint(strategies.VOCABULARY, (n,), generator=generator) for n in (4, 3, 5, 7, 1)]
+    pieces = [torch.randint(strategies.VOCABULARY, (n * times,), generator=generator) for n in (4, 3, 5, 7, 1)]
     count = len(pieces)
     return Packed.tree(pieces, parents=[ROOT] * count, samples=list(range(count)), adapters=numbers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -44,6 +44,7 @@ class Adapters:
         self._chosen: str | None = None
         self._off = False
         self._before: list[tuple[Any, ...]] = []
+        self._kept: tuple[object, dict[Hashable, Tensor]] = (None, {})
         model.register_forward_pre_hook(self._enter, with_kwargs=True)
         model.register_forward_hook(self._leave, always_call=True)
 
@@ -95,6 +96,13 @@ class Adapters:
             yield
         finally:
             self._chosen = before
+
+    def kept(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What several layers need of the pass at hand, made by the first that asks."""
+        if self._kept[0] is not self.acting:
+            self._kept = (self.acting, {})
+        found = self._kept[1]
+        return found[key] if key in found else found.setdefault(key, make())
 
     def number(self, name: str) -> int:
         """What `Packed.adapter` calls one of them.

@@ -20,17 +20,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.contract import DEFAULT, PEFT_ROOT, Adapter, Attached, part_name
+from danlu.adapter.low_rank import LowRank, matrix_of
 from danlu.adapter.targets import ALL_LINEAR, fits, is_transposed, linears, matching
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
-from danlu.parts.linear import Dropout
 from danlu.parts.quantized import Quantized, is_quantized
 from danlu.registry import export
 
@@ -123,91 +121,6 @@ _USUAL: dict[str, tuple[Any, ...]] = {
 """What `peft` may say of a LoRA that would be computed differently here, and the values that would not."""
 
 
-class LowRank(nn.Module):
-    """What stands beside one linear layer.
-
-    Args:
-        base: the layer.
-        rank: r.
-        scale: s.
-        dropout: of its inputs.
-        dora: whether lengths are learned.
-        adapters: where it looks up which rows it acts on.
-        name: what its adapter is called there.
-    """
-
-    base_squares: Tensor | None
-
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, *, dropout: float, dora: bool, adapters: Adapters, name: str
-    ) -> None:
-        super().__init__()
-        weight = _matrix(base)
-        outputs, inputs = weight.shape
-        self.A = nn.Parameter(torch.empty(rank, inputs))
-        self.B = nn.Parameter(torch.zeros(outputs, rank))
-        squares = weight.detach().float().square().sum(1) if dora else None
-        self.register_buffer("base_squares", squares, persistent=False)
-        self.magnitude = nn.Parameter(squares.sqrt()) if squares is not None else None
-        self.dropout = Dropout(dropout)
-        self.scale = scale
-        self._adapters, self._name = adapters, name
-
-    def beside(self, base: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
-        """The layer's result with its own added; None, which leaves it, where it does not act."""
-        acting = self._adapters.acting
-        if self._name not in acting:
-            return None
-        x, wide, rows = args[0].flatten(0, -2), y.flatten(0, -2), acting[self._name]
-        keys = self._adapters.keys if self.dropout.p > 0 else None
-        if (rows is not None or keys is not None) and len(x) != self._adapters.num_rows:
-            what = "a layer is given other rows than the pass has (an expert's)"
-            raise UnsupportedError(what, where="adapter.targets", do="Leave it out, or set adapter.dropout=0.")
-        if rows is None:
-            return self._changed(base, x, wide, keys).view(y.shape)
-        if isinstance(rows, tuple) and self.magnitude is None and not torch.is_grad_enabled():
-            here = slice(*rows)  # added where it lies: several adapters in a pack cost little more than one
-            inner = self._inner(x[here], y.dtype, None if keys is None else keys[here])
-            wide[here].addmm_(inner, self.B.to(y.dtype).t(), alpha=self.scale)
-            return wide.view(y.shape)
-        chosen: Tensor | slice = slice(*rows) if isinstance(rows, tuple) else rows
-        changed = self._changed(base, x[chosen], wide[chosen], None if keys is None else keys[chosen])
-        result = wide.clone() if torch.is_grad_enabled() else wide  # the layer's result is nobody else's
-        result[chosen] = changed
-        return result.view(y.shape)
-
-    def _changed(
-        self, base: nn.Module, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"], keys: Int[Tensor, " T"] | None
-    ) -> Float[Tensor, "T O"]:
-        inner = self._inner(x, y.dtype, keys)
-        if self.magnitude is None:
-            return torch.addmm(y, inner, self.B.to(y.dtype).t(), alpha=self.scale)
-        ratio = (self.magnitude / self._lengths(base)).to(y.dtype)
-        bias = getattr(base, "bias", None)
-        turned = y if bias is None else y - bias.to(y.dtype)
-        low = F.linear(inner, self.B.to(y.dtype)) * (self.scale * ratio)
-        return torch.addcmul(y, turned, ratio - 1) + low
-
-    def _inner(
-        self, x: Float[Tensor, "T I"], dtype: torch.dtype, keys: Int[Tensor, " T"] | None
-    ) -> Float[Tensor, "T r"]:
-        return F.linear(self.dropout(x, keys), self.A.to(x.dtype)).to(dtype)
-
-    def _lengths(self, base: nn.Module) -> Float[Tensor, " O"]:
-        """|W + s B A| of each row, the product never made: from |W|^2, W A^T and A A^T."""
-        assert self.base_squares is not None
-        with torch.no_grad():
-            crossed = (F.linear(_matrix(base).to(self.A.dtype), self.A) * self.B).sum(1)
-            own = ((self.B @ (self.A @ self.A.t())) * self.B).sum(1)
-            return (self.base_squares + 2 * self.scale * crossed + self.scale**2 * own).sqrt()
-
-    @torch.no_grad()
-    def merged(self, base: nn.Module) -> Float[Tensor, "O I"]:
-        """The weight that computes what both do."""
-        weight = _matrix(base) + self.scale * (self.B @ self.A)
-        return weight if self.magnitude is None else weight * (self.magnitude / self._lengths(base))[:, None]
-
-
 class LowRankLayers(Attached):
     """A LoRA in a model."""
 
@@ -227,8 +140,8 @@ class LowRankLayers(Attached):
         for target, theirs in self.targets.items():
             base, names = model.get_submodule(target), (target, theirs)
             rank = adapter.rank_of(names)
-            if rank > min(_matrix(base).shape):
-                sizes = " x ".join(map(str, _matrix(base).shape))
+            if rank > min(matrix_of(base).shape):
+                sizes = " x ".join(map(str, matrix_of(base).shape))
                 raise RecipeError(
                     f"rank {rank} is larger than '{target}' ({sizes})", where="adapter.rank", do="Lower it."
                 )
@@ -295,7 +208,7 @@ class LowRankLayers(Attached):
             raise UnsupportedError(what, do="Merge it into the base as its files have it: danlu export --merge.")
         for target in self.targets:
             base = self.model.get_submodule(target)
-            matrix = _matrix(base)
+            matrix = matrix_of(base)
             self._before[target] = matrix.detach().clone()
             matrix.copy_(self.layer(target).merged(base))
             self._hooks[target].remove()
@@ -305,16 +218,9 @@ class LowRankLayers(Attached):
         """Take it out of the model's weights again, which are then what they were."""
         for target, before in self._before.items():
             base = self.model.get_submodule(target)
-            _matrix(base).copy_(before)
+            matrix_of(base).copy_(before)
             self._hooks[target] = base.register_forward_hook(self.layer(target).beside)
         self._before.clear()
-
-
-def _matrix(base: nn.Module) -> Float[Tensor, "O I"]:
-    """A layer's weight, outputs first."""
-    weight = base.weight
-    assert isinstance(weight, Tensor)
-    return weight.t() if is_transposed(base) else weight
 
 
 def _shortest(targets: Mapping[str, str], model: SequenceModel) -> set[str]:
