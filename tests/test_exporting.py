@@ -28,7 +28,7 @@ from danlu.architecture.checkpoint import load_model, save_model
 from danlu.architecture.hub import weight_names
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError, RunError, UnsupportedError
-from danlu.export_terminal import export_model
+from danlu.export_terminal import progress, show
 from danlu.exporting import export
 from danlu.fingerprint import model_fingerprint
 from danlu.packed import Packed
@@ -375,7 +375,9 @@ def test_on_a_terminal_it_is_a_table_and_words(
     tuned("llama", tmp_path)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
-    export_model(tmp_path / "tuned", tmp_path / "delta", delta_from=tmp_path / "base", rank=3)
+    with progress() as heard:
+        exported = export(tmp_path / "tuned", tmp_path / "delta", delta_from=tmp_path / "base", rank=3, heard=heard)
+    show(exported)
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines() if line.strip()][-5:-1] == ["1", "2", "3", "full"]
     assert f"adapter of {LOW_RANK:,} numbers" in said
@@ -385,7 +387,7 @@ def test_on_a_terminal_it_is_a_table_and_words(
         model.get_parameter("norm.weight")[0] += 1
         model.get_parameter("layers.0.self_attn.q_proj.weight")[0] += 1
     save_model(model, tmp_path / "other", like=tmp_path / "base")
-    export_model(tmp_path / "other", tmp_path / "one", delta_from=tmp_path / "base", rank=1)
+    show(export(tmp_path / "other", tmp_path / "one", delta_from=tmp_path / "base", rank=1))
     said = " ".join(capsys.readouterr().out.split())
     assert "Outside the matrices one parameter differs, and is left out: model.norm.weight (" in said
     assert "To carry it whole: --also norm." in said

@@ -15,10 +15,10 @@ from torch import nn
 
 from commands import Say
 from danlu import registry
-from danlu.batch import Batch
+from danlu.batch import Answers, Batch
 from danlu.build import assemble
 from danlu.checking import check
-from danlu.contracts import Answers, Method, Outcome
+from danlu.contracts import Method, Outcome
 from danlu.errors import DataError, RecipeError
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood

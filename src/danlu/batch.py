@@ -1,15 +1,102 @@
-"""What goes through a model at once: a forest, its targets, and what belongs together among them."""
+"""What a method is given, and what goes through a model at once: samples, and forests with their targets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from danlu.packed import Packed, Targets
+
+
+class Sample(Protocol):
+    """One sample of token data.
+
+    Attributes:
+        id: which one it is; randomness is keyed by it.
+        tokens: the inputs and, one further, the targets: n + 1 ids.
+        weights: how much each target counts, n of them (float32); None is one for all.
+        num_bytes: the bytes of text that its targets with a weight stand for.
+        origin: where it comes from, "file:line".
+    """
+
+    @property
+    def id(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def tokens(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def weights(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def num_bytes(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """See the class."""
+        ...
+
+
+class Answers(Protocol):
+    """One sample of a prompt and its answers: a pair of which one is preferred, or answers that were judged each.
+
+    Attributes:
+        id: which one it is; randomness is keyed by it.
+        prompt: the ids before all answers, at least one.
+        answers: each one's ids, at least one, with what ends it; of a pair the chosen, then the rejected one.
+        weights: how much each id of each answer counts (float32); None is one for all.
+        values: for each answer, numbers that came with it, by name: "desirable" (1 or 0), "margin", "score".
+        num_bytes: the bytes of text of all answers.
+        origin: where it comes from, "file:line".
+    """
+
+    @property
+    def id(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def prompt(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def answers(self) -> Sequence[Any]:
+        """See the class."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[Any] | None:
+        """See the class."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, Sequence[float]]:
+        """See the class."""
+        ...
+
+    @property
+    def num_bytes(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """See the class."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,19 +156,22 @@ def export(
     trust: Annotated[bool, _TRUST] = False,
 ) -> None:
     """Write what came of training for others to load: whole, merged, or as an adapter of low rank."""
-    from danlu.export_terminal import export_model
+    from danlu import export_terminal, exporting
 
-    export_model(
-        model,
-        out,
-        step=step,
-        merge=merge,
-        delta_from=delta_from,
-        rank=rank,
-        also=also or (),
-        dtype=dtype,
-        trust_remote_code=trust,
-    )
+    with export_terminal.progress() as heard:
+        exported = exporting.export(
+            model,
+            out,
+            step=step,
+            merge=merge,
+            delta_from=delta_from,
+            rank=rank,
+            also=also or (),
+            dtype=dtype,
+            trust_remote_code=trust,
+            heard=heard,
+        )
+    export_terminal.show(exported)
 
 
 @app.command()

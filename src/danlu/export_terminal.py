@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Rich
@@ -14,44 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from danlu.engine.record import json_line
-from danlu.exporting import Exported, Heard, export
+from danlu.exporting import Exported, Heard
 
 _SHOWN = 3
 """Names of parameters that a sentence shows."""
 
 
-def export_model(
-    model: str | Path,
-    out: str | Path,
-    *,
-    step: int | None = None,
-    merge: bool = False,
-    delta_from: str | Path | None = None,
-    rank: int | None = None,
-    also: Sequence[str] = (),
-    dtype: str = "fp32",
-    trust_remote_code: bool = False,
-) -> Exported:
-    """Export and say what came of it; see `danlu.exporting.export`."""
-    with _progress() as heard:
-        found = export(
-            model,
-            out,
-            step=step,
-            merge=merge,
-            delta_from=delta_from,
-            rank=rank,
-            also=also,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            heard=heard,
-        )
-    show(found)
-    return found
-
-
 @contextmanager
-def _progress() -> Iterator[Heard]:
+def progress() -> Iterator[Heard]:
     """How far it is: a bar on a terminal, nothing elsewhere."""
     if not sys.stdout.isatty():
         yield lambda *_: None

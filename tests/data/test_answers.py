@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.contracts import Answers as Contract
+from danlu.batch import Answers as Contract
 from danlu.data import Answers, Collection, DataConfig, Rules, Tokenizer, build_data, build_encoder
 from danlu.data.chat import Chat
 from danlu.data.document import Completion, Conversation, Excerpt, Judged, Message, Preference

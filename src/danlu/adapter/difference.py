@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from danlu.adapter.lora import LoRA, LowRankLayers
-from danlu.adapter.targets import is_transposed, linears, matching, named_modules
+from danlu.adapter.low_rank import matrix_of
+from danlu.adapter.targets import linears, matching, named_modules
 from danlu.contracts import SequenceModel
 from danlu.errors import CheckpointError, RecipeError
 
@@ -150,10 +151,7 @@ def _require_alike(tuned: SequenceModel, base: SequenceModel) -> None:
 
 
 def _matrix(model: SequenceModel, layer: str) -> Float[Tensor, "O I"]:
-    module = model.get_submodule(layer)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return (weight.t() if is_transposed(module) else weight).detach()
+    return matrix_of(model.get_submodule(layer)).detach()
 
 
 def _decomposed(matrix: Float[Tensor, "O I"], rank: int) -> _Parts:

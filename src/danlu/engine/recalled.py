@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from danlu.contracts import Answers, Source
-from danlu.data import Data, DataConfig, store
+from danlu.contracts import Source
+from danlu.data import Answers, Data, DataConfig, store
 from danlu.engine.update import Updater
 from danlu.errors import DataError
 from danlu.method.preference import reference_sums
@@ -67,7 +67,7 @@ class Recalled:
         ids, ends = np.frombuffer(content, "<i8", 2 * int(count), 8).reshape(2, int(count))
         return Recalled(ids, ends, np.frombuffer(content, "<f4", offset=8 * (1 + 2 * int(count))))
 
-    def sample(self, sample: Answers) -> Recollected:
+    def sample(self, sample: Answers) -> Answers:
         """A sample with what is known of it.
 
         Raises:
@@ -77,23 +77,7 @@ class Recalled:
         if at == len(self.ids) or int(self.ids[at]) != sample.id:
             raise DataError("the reference was not asked about this sample", where=sample.origin, do="Start again.")
         known = self.values[int(self.ends[at - 1]) if at else 0 : int(self.ends[at])].tolist()
-        values = {**sample.values, "reference": known}
-        return Recollected(
-            sample.id, sample.prompt, sample.answers, sample.weights, values, sample.num_bytes, sample.origin
-        )
-
-
-@dataclass(frozen=True)
-class Recollected:
-    """A sample of answers (`danlu.contracts.Answers`) with the reference's log-probabilities among its values."""
-
-    id: int
-    prompt: Any
-    answers: Sequence[Any]
-    weights: Sequence[Any] | None
-    values: Mapping[str, Sequence[float]]
-    num_bytes: float
-    origin: str
+        return replace(sample, values={**sample.values, "reference": tuple(known)})
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Updater:
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         estimates, flops = self._estimated([(groups, packs, agreed)], key)
-        sums = _Sums()
+        sums, backward = _Sums(), passes(self.policy) - 1
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
             outcome = self.method.loss(models, replace(keyed(batch, key), estimates=estimates))
@@ -113,8 +113,7 @@ class Updater:
             loss = torch.stack([value / counts[name] for name, value in self.part(outcome.losses).items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**self.part(outcome.metrics), "loss": loss})
-            backward = (passes(self.policy) - 1) * self.policy.flops(batch.packed, len(batch.targets))
-            flops += backward + self.forward_flops(batch)
+            flops += backward * self.policy.flops(batch.packed, len(batch.targets)) + self.forward_flops(batch)
         self.parallel.end_update(self.policy)
         reports = self.parallel.ranks.gather([sums.as_floats(), flops, told()])
         averages = _over(_sum(sums for sums, _, _ in reports), {**counts, "loss": 1.0})

@@ -32,7 +32,7 @@ _MOST_NATS = 700.0
 
 @dataclass(frozen=True)
 class Piece:
-    """A document's tokens, or some of them; a `danlu.contracts.Sample`.
+    """A document's tokens, or some of them; a `danlu.batch.Sample`.
 
     Attributes:
         id: which document it is of.

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from danlu.batch import Batch
-from danlu.contracts import Answers, Outcome, Terms, Way
+from danlu.batch import Answers, Batch
+from danlu.contracts import Outcome, Terms, Way
 from danlu.errors import DataError
 from danlu.method.preference import Answer, Preference, answers_group, answers_of, reference_sums, sequences_of
 from danlu.registry import export

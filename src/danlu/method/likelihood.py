@@ -16,8 +16,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from danlu.batch import Batch
-from danlu.contracts import Method, Outcome, Sample
+from danlu.batch import Batch, Sample
+from danlu.contracts import Method, Outcome
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood
 

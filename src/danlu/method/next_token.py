@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from danlu.batch import Batch
-from danlu.contracts import Sample
+from danlu.batch import Batch, Sample
 from danlu.method.likelihood import MaximumLikelihood, causal_group
 from danlu.registry import export
 

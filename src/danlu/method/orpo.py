@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danlu.batch import Batch, Sequences
-from danlu.contracts import Answers, Outcome
+from danlu.batch import Answers, Batch, Sequences
+from danlu.contracts import Outcome
 from danlu.method.preference import PAIRED, PairPreference, compared, lengths_of, of_pairs, sequences_of
 from danlu.packed import Targets
 from danlu.registry import export

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from danlu.batch import Batch, Sequences
-from danlu.contracts import Answers, Method, Terms
+from danlu.batch import Answers, Batch, Sequences
+from danlu.contracts import Method, Terms
 from danlu.errors import DataError
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts.readout import LogProbs

@@ -27,8 +27,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danlu.batch import Batch, Sequences
-from danlu.contracts import Answers, Outcome, Terms
+from danlu.batch import Answers, Batch, Sequences
+from danlu.contracts import Outcome, Terms
 from danlu.method.preference import Forest, Preference, of_pairs, pair_of, sequences_of
 from danlu.packed import Targets
 from danlu.parts.readout import Values
