@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from danlu.adapter.adapted import Adapters
 from danlu.adapter.contract import DEFAULT, PEFT_ROOT, Adapter, Attached, part_name
-from danlu.adapter.low_rank import LowRank, matrix_of
+from danlu.adapter.low_rank import LowRank, matrix_of, put_beside
 from danlu.adapter.targets import ALL_LINEAR, fits, is_transposed, linears, matching
 from danlu.contracts import SequenceModel
 from danlu.errors import RecipeError, UnsupportedError
@@ -136,7 +136,6 @@ class LowRankLayers(Attached):
         adapters = Adapters.of(model)
         self.part = part_name("lora", name)
         self._before: dict[str, Tensor] = {}
-        self._hooks = {}
         for target, theirs in self.targets.items():
             base, names = model.get_submodule(target), (target, theirs)
             rank = adapter.rank_of(names)
@@ -149,8 +148,7 @@ class LowRankLayers(Attached):
             low = LowRank(base, rank, scale, dropout=adapter.dropout, dora=adapter.dora, adapters=adapters, name=name)
             bound = 1 / math.sqrt(low.A.shape[1])
             nn.init.uniform_(low.A, -bound, bound, generator=self.generator(f"{target}.{self.part}.A"))
-            base.add_module(self.part, low)
-            self._hooks[target] = base.register_forward_hook(low.beside)
+            put_beside(base, self.part, low)
         adapters.attached[name] = self
 
     def layer(self, target: str) -> LowRank:
@@ -211,7 +209,7 @@ class LowRankLayers(Attached):
             matrix = matrix_of(base)
             self._before[target] = matrix.detach().clone()
             matrix.copy_(self.layer(target).merged(base))
-            self._hooks[target].remove()
+            self.layer(target).merged_in = True
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -219,7 +217,7 @@ class LowRankLayers(Attached):
         for target, before in self._before.items():
             base = self.model.get_submodule(target)
             matrix_of(base).copy_(before)
-            self._hooks[target] = base.register_forward_hook(self.layer(target).beside)
+            self.layer(target).merged_in = False
         self._before.clear()
 
 

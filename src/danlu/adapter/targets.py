@@ -27,7 +27,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether it is the linear layer of `transformers` whose weight is ``[inputs, outputs]``."""
-    return type(module).__name__ == "Conv1D"
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def named_modules(model: SequenceModel) -> dict[str, str]:
