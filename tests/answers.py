@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from danlu.contracts import Method
+from danlu.contracts import SequenceMethod
 from strategies import VOCABULARY
 
 
@@ -49,6 +49,6 @@ def paired(sample: Any) -> Judged:
     return Judged(sample.id, prompt, [answer, shorter], num_bytes=sample.num_bytes, origin=sample.origin)
 
 
-def sample_for(method: Method, sample: Any) -> Any:
+def sample_for(method: SequenceMethod, sample: Any) -> Any:
     """A text's sample as a method takes it."""
     return paired(sample) if method.learns_from == "answers" else sample

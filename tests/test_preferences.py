@@ -18,7 +18,7 @@ from danlu import registry
 from danlu.batch import Answers, Batch
 from danlu.build import assemble
 from danlu.checking import check
-from danlu.contracts import Method, Outcome
+from danlu.contracts import SequenceMethod, Outcome
 from danlu.errors import DataError, RecipeError
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood
@@ -29,7 +29,7 @@ from engine.runs import lines
 from test_sft import checkpoint, write
 
 
-class Chosen(Method):
+class Chosen(SequenceMethod):
     """Maximum likelihood of the first answer, the prompt being one segment, and each answer a child of it."""
 
     learns_from: ClassVar[Literal["sequence", "answers"]] = "answers"

@@ -196,8 +196,17 @@ class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
+        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), or "experience" (what comes of acting).
+    """
+
+    learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
+
+
+class SequenceMethod(Method, ABC):
+    """How a model of sequences learns.
+
+    Class attributes:
         roles: the models it may need, by name; the first is trained, the others are only asked.
-        learns_from: what kind of sample it takes: "sequence" (`Sample`) or "answers" (`Answers`).
         estimating: whether `estimates` is to be asked before each update.
         scoring: whether what it trains has a head that gives scores, and none over tokens.
         by_sequence: whether its loss bends what whole sequences come to (a ratio, a preference), which ranks that share
@@ -205,7 +214,7 @@ class Method(Config, ABC):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
-    learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
+    learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
     estimating: ClassVar[bool] = False
     scoring: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = False

@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from danlu.adapter.contract import Adapter
 from danlu.config import Config, Kind
-from danlu.contracts import ArchitectureConfig, Method
+from danlu.contracts import ArchitectureConfig, SequenceMethod
 from danlu.data import DataConfig
 from danlu.durations import Duration
 from danlu.engine.guards.config import GuardConfig
@@ -114,7 +114,7 @@ class Recipe(Config):
 
     model: SerializeAsAny[Annotated[ArchitectureConfig | HubModel | Roles, Kind("architecture")]]
     """A checkpoint's path, or an architecture by name with its fields; or both a policy and its reference."""
-    method: SerializeAsAny[Annotated[Method, Kind("method")]]
+    method: SerializeAsAny[Annotated[SequenceMethod, Kind("method")]]
     """How it learns."""
     adapter: SerializeAsAny[Annotated[Adapter | None, Kind("adapter")]] = None
     """What is trained of it; null trains all of the model."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import tiny
 from answers import sample_for
 from danlu.batch import Batch
-from danlu.contracts import Method
+from danlu.contracts import SequenceMethod
 from danlu.engine.context import Ringed
 from danlu.parts.readout import Logits
 from danlu.registry import exported, lookup
@@ -64,23 +64,23 @@ def documents(lengths: Sequence[int]) -> list[Document]:
     ]
 
 
-def made(name: str, number: int = 0) -> Method:
+def made(name: str, number: int = 0) -> SequenceMethod:
     assert name in FIELDS, f"'{name}' is exported; give it settings in tests/contracts/test_methods.py"
-    method: Method = lookup("method", name)(**FIELDS[name][number])
+    method: SequenceMethod = lookup("method", name)(**FIELDS[name][number])
     return method
 
 
-def samples(method: Method, lengths: Sequence[int]) -> list[Any]:
+def samples(method: SequenceMethod, lengths: Sequence[int]) -> list[Any]:
     return [sample_for(method, document) for document in documents(lengths)]
 
 
-def models(method: Method) -> dict[str, nn.Module]:
+def models(method: SequenceMethod) -> dict[str, nn.Module]:
     head = {"num_labels": 1} if method.scoring else {}
     return {role: tiny.model("llama", seed=seed, **head) for seed, role in enumerate((method.roles[0], *method.asks))}
 
 
 def measured(
-    method: Method, roles: dict[str, nn.Module], batch: Batch
+    method: SequenceMethod, roles: dict[str, nn.Module], batch: Batch
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """The losses, the metrics, and the gradients of the losses' plain sum."""
     policy = roles[method.roles[0]]

@@ -17,7 +17,7 @@ import tiny
 from answers import Judged, pairs
 from contracts.test_methods import CASES, made
 from danlu.batch import Batch
-from danlu.contracts import Method
+from danlu.contracts import SequenceMethod
 from danlu.errors import DataError
 from danlu.method.dpo import DPO
 from danlu.method.kto import KTO
@@ -34,12 +34,12 @@ PREFERENCES = [case for case in CASES if lookup("method", case[0]).learns_from =
 LENGTHS = [(3, 4, 2), (1, 1, 5), (6, 3, 3)]
 
 
-def models(method: Method, name: str = "llama") -> dict[str, Any]:
+def models(method: SequenceMethod, name: str = "llama") -> dict[str, Any]:
     head = {"num_labels": 1} if method.scoring else {}
     return {role: tiny.model(name, seed=seed, **head) for seed, role in enumerate((method.roles[0], *method.asks))}
 
 
-def learned(method: Method, roles: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+def learned(method: SequenceMethod, roles: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
     """Every sum, and the gradient of the losses' sum by every weight."""
     outcome = method.loss(roles, batch)
     names, parameters = zip(*roles["policy"].named_parameters(), strict=True)
@@ -48,7 +48,7 @@ def learned(method: Method, roles: dict[str, Any], batch: Batch) -> dict[str, Te
     return {**sums, **dict(zip(names, gradients, strict=True))}
 
 
-def repeated(method: Method) -> Method:
+def repeated(method: SequenceMethod) -> SequenceMethod:
     return method.model_copy(update={"share_prompt": not method.share_prompt})  # type: ignore[attr-defined]
 
 
@@ -60,7 +60,7 @@ def test_a_shared_prompt_is_a_repeated_one(name: str, number: int, architecture:
     roles = models(method, architecture)
     samples = method.matched(pairs(LENGTHS))
 
-    def batch(method: Method) -> Batch:
+    def batch(method: SequenceMethod) -> Batch:
         joined = Batch.join([method.group(sample) for sample in samples])
         beside = joined.beside and replace(joined.beside, packed=keyed(joined.beside.packed))
         return replace(joined, packed=keyed(joined.packed), beside=beside, estimates={"kl": 0.3})
@@ -235,7 +235,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("method", "changes", "words"), REFUSED, ids=[case[2][:30] for case in REFUSED])
-def test_what_cannot_be_learned_from_is_told_by_its_place(method: Method, changes: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_learned_from_is_told_by_its_place(method: SequenceMethod, changes: dict[str, Any], words: str) -> None:
     sample = Judged(0, [3, 4], [[1, 2], [2]], origin="pairs.jsonl:7")
     with pytest.raises(DataError, match=rf"^pairs.jsonl:7: {words}"):
         method.group(replace(sample, **changes))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from answers import Judged
 from danlu.batch import Batch
-from danlu.contracts import Method, SequenceModel
+from danlu.contracts import SequenceMethod, SequenceModel
 from danlu.method.dpo import DPO
 from danlu.method.kto import KTO
 from danlu.method.orpo import ORPO
@@ -73,7 +73,7 @@ def samples(lengths: Sequence[tuple[int, ...]] = LENGTHS, **values: Any) -> list
 
 
 def learned(
-    method: Method, models: Mapping[str, SequenceModel], data: Sequence[Judged]
+    method: SequenceMethod, models: Mapping[str, SequenceModel], data: Sequence[Judged]
 ) -> tuple[dict[str, float], Any]:
     """What is summarised of an update, and every gradient by its hub name."""
     batch = Batch.join([method.group(sample) for sample in method.matched(data)])

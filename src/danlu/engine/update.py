@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from danlu.batch import Batch
-from danlu.contracts import Method, SequenceModel, Terms
+from danlu.contracts import SequenceMethod, SequenceModel, Terms
 from danlu.data import deal, pack
 from danlu.engine.guards.words import listed
 from danlu.engine.held import held
@@ -62,7 +62,7 @@ class Updater:
     """
 
     models: Mapping[str, SequenceModel]
-    method: Method
+    method: SequenceMethod
     optimizer: torch.optim.Optimizer
     device: torch.device
     pack_tokens: int

@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from danlu.batch import Batch, Sample
-from danlu.contracts import Method, Outcome
+from danlu.contracts import SequenceMethod, Outcome
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood
 
 
-class MaximumLikelihood(Method, ABC):
+class MaximumLikelihood(SequenceMethod, ABC):
     """Maximum likelihood of each chosen token given all that come before it."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)

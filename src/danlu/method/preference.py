@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from danlu.batch import Answers, Batch, Sequences
-from danlu.contracts import Method, Terms
+from danlu.contracts import SequenceMethod, Terms
 from danlu.errors import DataError
 from danlu.packed import ROOT, Packed, Targets
 from danlu.parts.readout import LogProbs
@@ -65,7 +65,7 @@ def answers_of(sample: Answers) -> list[Answer]:
     return [Answer.of(answer, weighed) for answer, weighed in zip(sample.answers, weights, strict=True)]
 
 
-def pair_of(sample: Answers, method: Method) -> list[Answer]:
+def pair_of(sample: Answers, method: SequenceMethod) -> list[Answer]:
     """The chosen and the rejected answer.
 
     Raises:
@@ -149,7 +149,7 @@ def answers_group(
     )
 
 
-class Preference(Method, ABC):
+class Preference(SequenceMethod, ABC):
     """What methods that learn from answers have in common."""
 
     learns_from: ClassVar[Literal["sequence", "answers"]] = "answers"

@@ -14,7 +14,7 @@ from torch import nn
 
 from danlu.batch import Batch
 from danlu.build import assemble
-from danlu.contracts import Method, SequenceModel
+from danlu.contracts import SequenceMethod, SequenceModel
 from danlu.engine.update import Updater, keyed
 from danlu.experiment import Experiment
 from danlu.random import fold
@@ -51,7 +51,7 @@ class Subject:
         return self.experiment.policy
 
     @property
-    def method(self) -> Method:
+    def method(self) -> SequenceMethod:
         """How it learns."""
         return self.experiment.recipe.method
 
