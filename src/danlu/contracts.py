@@ -196,7 +196,7 @@ class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
-        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), or "experience" (what comes of acting).
+        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), or "experience" (of acting).
     """
 
     learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
@@ -214,7 +214,7 @@ class SequenceMethod(Method, ABC):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
-    learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
+    learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
     estimating: ClassVar[bool] = False
     scoring: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = False
