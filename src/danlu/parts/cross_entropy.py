@@ -195,7 +195,7 @@ class _Fused(torch.autograd.Function):
 def _chunks(
     hidden: Tensor, head: Tensor, shift: Tensor | None, softcap: float | None, first: int = 0, apart: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
-    """A few rows' logits at a time, from row `first` on, in one buffer used again; those before `apart` in their own."""
+    """A few rows at a time, from row `first` on, in one buffer used again; those before `apart` in their own."""
     step = chunk_rows(len(head), head.dtype)
     buffer: Tensor | None = None
     for start in range(first, len(hidden), step):
@@ -271,7 +271,9 @@ class _LogProbs(torch.autograd.Function):
         hidden, weight, bias, tokens, lse, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         softcap = ctx.softcap  # type: ignore[attr-defined]
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        wanted = [None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias)]
+        make = torch.empty_like if len(hidden) else torch.zeros_like  # what the first chunk sets
+        made = (hidden, make), (weight, make), (bias, torch.zeros_like)
+        wanted = [None if x is None else new(x) for x, new in made]
         wanted = [x if needed else None for x, needed in zip(wanted, ctx.needs_input_grad[:3], strict=True)]  # type: ignore[attr-defined]
         step = chunk_rows(len(head), head.dtype)
         there = ((slice(i * step, i * step + len(logits)), logits) for i, logits in enumerate(kept))
