@@ -150,7 +150,13 @@ class GridWorld(gymnasium.Env[int, int]):
         return self._cell, {}
 
     def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        """Take one step."""
+        """Take one step.
+
+        Raises:
+            RecipeError: where there is no such action.
+        """
+        if not 0 <= action < len(MOVES):
+            raise RecipeError(f"a grid world's actions are 0 to {len(MOVES) - 1}, and none is {action!r}")
         if self.slip and self.np_random.random() < self.slip:
             action = int(self.np_random.integers(len(MOVES)))
         layout = self.layout
