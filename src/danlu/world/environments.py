@@ -115,7 +115,9 @@ class Environments:
     ) -> None:
         if num_envs < 1 or workers < 0 or (time_limit is not None and time_limit < 1):
             raise RecipeError("there is at least one environment, and an episode has at least one step", where="data")
-        if normalize_rewards and gamma is None:
+        if statistics is not None:
+            normalize_observations = statistics.observations is not None
+        elif normalize_rewards and gamma is None:
             raise RecipeError("rewards are normalised by discounted returns, and there is no discount", where="data")
         self._options = dict(options or {})
         one = make(env_id, self._options, time_limit=time_limit)

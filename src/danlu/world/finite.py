@@ -11,10 +11,8 @@ from gymnasium.spaces import Discrete
 
 from danlu.acting import World
 from danlu.errors import RecipeError, UnsupportedError
-from danlu.world.gridworld import GridWorld
+from danlu.world.gridworld import DENSE, GridWorld
 from danlu.world.making import make
-
-_DENSE = 400  # states up to which the chances of all next states are written out
 
 
 def world_of(env_id: str, options: Mapping[str, Any] | None = None) -> World:
@@ -92,7 +90,7 @@ def _from_table(name: str, table: Mapping[int, Any], starts: Any) -> World:
         raise UnsupportedError(what, where="data.env", do="Choose a method that learns from steps.")
     rewards = np.zeros((states, actions))
     np.add.at(rewards, (state, action), chance * reward)
-    if states <= _DENSE:
+    if states <= DENSE:
         moves = np.zeros((states, actions, states))
         np.add.at(moves, (state, action, following), chance)
         return World(moves, None, rewards, terminal)

@@ -34,7 +34,8 @@ MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1), (0, 0)])
 _BOOK = ((1, 1), (1, 2), (2, 2), (3, 1), (3, 3), (4, 1))
 _BOOK_TARGET = (3, 2)
 _BOOK_SIZE = (5, 5)
-_DENSE = 400  # states up to which the chances of all next states are written out
+DENSE = 400
+"""States up to which the chances of all next states are written out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +212,7 @@ class GridWorld(gymnasium.Env[int, int]):
         layout = self.layout
         states, actions = layout.rewards.shape
         if dense is None:
-            dense = states <= _DENSE
+            dense = states <= DENSE
         if self.slip:
             share = np.full((actions, actions), self.slip / actions) + (1 - self.slip) * np.eye(actions)
             rewards = layout.rewards @ share.T

@@ -12,7 +12,7 @@ from gymnasium.error import DependencyNotInstalled
 
 from danlu.errors import DanluError, RunError, UnsupportedError
 from danlu.world.checks import Actions, Stacked
-from danlu.world.making import find, make
+from danlu.world.making import make
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def record(
         UnsupportedError: where it draws no pictures, or a package to draw them is missing.
         RunError: where the environment or the agent fails.
     """
-    made = make(env_id, options, render_mode=_mode(env_id))
+    made = make(env_id, options, render_mode=_mode(env_id, options))
     env = made.env
     shown, actions = Stacked(env.observation_space, "observation"), Actions(env.action_space, 1)
     limit = min(longest, made.limit or longest)
@@ -83,17 +83,13 @@ def record(
     return Recording(frames, total, length, float(env.metadata.get("render_fps") or 30))
 
 
-def _mode(env_id: str) -> str:
+def _mode(env_id: str, options: Mapping[str, Any] | None) -> str:
     """The mode of pictures, where the environment has it."""
-    spec = find(env_id)
-    probe = make(env_id) if callable(spec.entry_point) else None
-    if probe is not None:
-        modes = probe.env.metadata.get("render_modes") or ()
-        probe.env.close()
-    else:
-        modes = ("rgb_array",)
+    probe = make(env_id, options)
+    modes = probe.env.metadata.get("render_modes") or ()
+    probe.env.close()
     if "rgb_array" not in modes:
-        raise UnsupportedError(f"'{spec.id}' draws no pictures", where="data.env")
+        raise UnsupportedError(f"'{probe.name}' draws no pictures", where="data.env")
     return "rgb_array"
 
 
