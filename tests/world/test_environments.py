@@ -188,7 +188,9 @@ def test_a_saved_state_that_does_not_fit_is_said(change: Callable[[dict[str, Any
 def test_an_environment_whose_seed_does_not_say_how_it_goes_is_found_out() -> None:
     one = Environments("faulty_environments:Forgetful-v0", 1)
     one.step(np.zeros((1, 2), np.float32))
-    with pytest.raises(CheckpointError, match=r"environment 0 of Forgetful-v0 to another observation.*chance of its own"):
+    with pytest.raises(
+        CheckpointError, match=r"environment 0 of Forgetful-v0 to another observation.*chance of its own"
+    ):
         Environments("faulty_environments:Forgetful-v0", 1).load_state_dict(one.state_dict())
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty_environments import FAULTS
 
 from danlu.errors import RecipeError, RunError, UnsupportedError
 from danlu.world.environments import Environments
 from danlu.world.making import find, make
-from faulty_environments import FAULTS
 
 FAULTY = "faulty_environments:Faulty-v0"
 
@@ -20,7 +20,9 @@ def test_a_faulty_step_is_told_by_environment_step_and_action(fault: str) -> Non
     environments = Environments(FAULTY, 3, options={"fault": fault})
     environments.reset()
     environments.step(np.zeros(3, int))
-    with pytest.raises(RunError, match=rf"^Faulty-v0, environment 2, step 2 of its episode, action 1: .*{FAULTS[fault]}"):
+    with pytest.raises(
+        RunError, match=rf"^Faulty-v0, environment 2, step 2 of its episode, action 1: .*{FAULTS[fault]}"
+    ):
         environments.step(np.array([0, 0, 1]))
 
 
@@ -28,7 +30,9 @@ def test_a_faulty_step_is_told_by_environment_step_and_action(fault: str) -> Non
 def test_a_fault_in_a_process_of_its_own_is_told_too(fault: str) -> None:
     with Environments(FAULTY, 3, options={"fault": fault}, workers=2) as environments:
         environments.reset()
-        with pytest.raises(RunError, match=rf"^Faulty-v0, environment 2, step 1 of its episode, action 1: .*{FAULTS[fault]}"):
+        with pytest.raises(
+            RunError, match=rf"^Faulty-v0, environment 2, step 1 of its episode, action 1: .*{FAULTS[fault]}"
+        ):
             environments.step(np.array([0, 0, 1]))
     assert not multiprocessing.active_children()
 
@@ -37,7 +41,9 @@ def test_a_fault_in_a_process_of_its_own_is_told_too(fault: str) -> None:
 def test_a_process_that_is_lost_names_its_environment(fault: str, says: str) -> None:
     with Environments(FAULTY, 3, options={"fault": fault}, workers=2, timeout=1.0) as environments:
         environments.reset()
-        with pytest.raises(RunError, match=rf"^Faulty-v0, environment 1: its process {says} during a step with action 1"):
+        with pytest.raises(
+            RunError, match=rf"^Faulty-v0, environment 1: its process {says} during a step with action 1"
+        ):
             environments.step(np.array([0, 1, 0]))
     assert not multiprocessing.active_children()
 
@@ -92,7 +98,9 @@ def test_a_package_of_environments_that_is_missing_is_named() -> None:
         find("ALE/Pong-v5")
 
 
-@pytest.mark.parametrize(("name", "package", "says"), [("LunarLander-v3", "Box2D", "box2d"), ("Ant-v5", "mujoco", "mujoco")])
+@pytest.mark.parametrize(
+    ("name", "package", "says"), [("LunarLander-v3", "Box2D", "box2d"), ("Ant-v5", "mujoco", "mujoco")]
+)
 def test_a_missing_extra_is_named(name: str, package: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

@@ -49,7 +49,10 @@ def test_a_grid_worlds_model_is_its_own() -> None:
 def test_a_world_that_ends_in_a_state_at_times_only_is_refused() -> None:
     from danlu.world.finite import _from_table
 
-    table = {0: {0: [(1.0, 1, 0.0, True)], 1: [(1.0, 1, 0.0, False)]}, 1: {0: [(1.0, 0, 0.0, False)], 1: [(1.0, 1, 0.0, False)]}}
+    table = {
+        0: {0: [(1.0, 1, 0.0, True)], 1: [(1.0, 1, 0.0, False)]},
+        1: {0: [(1.0, 0, 0.0, False)], 1: [(1.0, 1, 0.0, False)]},
+    }
     with pytest.raises(UnsupportedError, match="ends an episode in state 1 at times only"):
         _from_table("odd", table, None)
 

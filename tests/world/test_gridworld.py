@@ -138,7 +138,7 @@ def test_the_picture_shows_values_and_policy() -> None:
     env.set_overlay(values=np.arange(25.0))
     shaded = env.render()
     side = len(plain) // 5
-    cell = np.s_[side : 2 * side, : side]
+    cell = np.s_[side : 2 * side, :side]
     assert (arrows[cell] != plain[cell]).any()
     assert shaded[cell].mean() < plain[cell].mean()
     env.step(1)

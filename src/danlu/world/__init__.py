@@ -1,4 +1,4 @@
-"""Worlds to act in: a grid world, any Gymnasium environment, many of them side by side, and what is known of finite ones.
+"""Worlds to act in: a grid world, any Gymnasium environment, many side by side, and what is known of finite ones.
 
 This file stays light, since every process that steps environments reads it.
 """

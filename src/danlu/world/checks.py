@@ -62,7 +62,9 @@ class Stacked:
             return int(array)
         if not np.can_cast(array.dtype, self.dtype):
             what = f"an {self.what} is {array.dtype}, and its space says {self.dtype}"
-            raise RunError(what, where=where, do=f"Let the environment give {self.dtype}, or its space say {array.dtype}.")
+            raise RunError(
+                what, where=where, do=f"Let the environment give {self.dtype}, or its space say {array.dtype}."
+            )
         return array
 
     def wrong(self, values: np.ndarray) -> int | None:
@@ -104,7 +106,8 @@ class Actions(Stacked):
         """
         given = np.asarray(actions)
         if given.shape != (self.num_envs, *self.shape):
-            what = f"actions have shape {given.shape}, and {self.num_envs} environments take {(self.num_envs, *self.shape)}"
+            takes = (self.num_envs, *self.shape)
+            what = f"actions have shape {given.shape}, and {self.num_envs} environments take {takes}"
             raise RunError(what, where=where)
         if self.dtype.kind in "iub" and given.dtype.kind not in "iub":
             raise RunError(f"actions are {given.dtype}, and these environments choose among {self.space}", where=where)

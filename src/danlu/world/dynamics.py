@@ -117,9 +117,12 @@ class CartPole(Vectorized):
             length * (4.0 / 3.0 - 0.1 * np.square(costheta) / total_mass)
         )
         xacc = temp - polemass_length * thetaacc * costheta / total_mass
-        self.state = np.stack((x + tau * x_dot, x_dot + tau * xacc, theta + tau * theta_dot, theta_dot + tau * thetaacc))
-        far = 12 * 2 * math.pi / 360
-        terminated = (np.abs(self.state[0]) > 2.4) | (np.abs(self.state[2]) > far)
+        self.state = moved = np.empty_like(self.state)
+        np.add(x, tau * x_dot, out=moved[0])
+        np.add(x_dot, tau * xacc, out=moved[1])
+        np.add(theta, tau * theta_dot, out=moved[2])
+        np.add(theta_dot, tau * thetaacc, out=moved[3])
+        terminated = (np.abs(moved[0]) > 2.4) | (np.abs(moved[2]) > 12 * 2 * math.pi / 360)
         if self.options.get("sutton_barto_reward", False):
             return np.where(terminated, -1.0, 0.0), terminated
         return np.ones(len(actions)), terminated
@@ -139,7 +142,9 @@ class Pendulum(Vectorized):
     def show(self, state: np.ndarray) -> np.ndarray:
         """See `Vectorized.show`."""
         theta, speed = np.ascontiguousarray(state)
-        return np.stack((np.cos(theta), np.sin(theta), speed), 1).astype(np.float32)
+        shown = np.empty((len(theta), 3), np.float32)
+        shown[:, 0], shown[:, 1], shown[:, 2] = np.cos(theta), np.sin(theta), speed
+        return shown
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Vectorized.advance`."""
@@ -150,7 +155,7 @@ class Pendulum(Vectorized):
         costs = _squares(angle) + 0.1 * _squares(speed) + 0.001 * _squares(torque)
         faster = speed + (3 * g / (2 * 1.0) * np.sin(theta) + 3.0 / (1.0 * 1.0**2) * torque) * dt
         faster = np.clip(faster, -8, 8)
-        self.state = np.stack((theta + faster * dt, faster))
+        self.state = np.array((theta + faster * dt, faster))
         return -costs, np.zeros(len(actions), bool)
 
 
@@ -176,7 +181,7 @@ class MountainCar(Vectorized):
         velocity = np.clip(velocity, -0.07, 0.07)
         position = np.clip(position + velocity, -1.2, 0.6)
         velocity = np.where((position == -1.2) & (velocity < 0), 0.0, velocity)
-        self.state = np.stack((position, velocity))
+        self.state = np.array((position, velocity))
         terminated = (position >= 0.5) & (velocity >= self.options.get("goal_velocity", 0))
         return np.full(len(actions), -1.0), terminated
 

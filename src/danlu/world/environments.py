@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -43,8 +43,7 @@ class Episode:
     length: int
 
 
-@dataclass(frozen=True, eq=False)
-class Stepped:
+class Stepped(NamedTuple):
     """What one step of N environments came to.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""All there is to know of a finite world, from an environment that says it: a grid world, or one of Gymnasium's toys."""
+"""All there is to know of a finite world, where an environment says it: a grid world, or one of Gymnasium's toys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def world_of(env_id: str, options: Mapping[str, Any] | None = None) -> World:
         finite = isinstance(env.observation_space, Discrete) and isinstance(env.action_space, Discrete)
         if not isinstance(table, Mapping) or not finite:
             what = f"'{made.name}' does not say what its actions lead to, and this method must know"
-            do = "Choose a world that does (gridworld, FrozenLake-v1, Taxi-v4, CliffWalking-v1), or a method that learns from steps."
+            do = "Choose a world that does (gridworld, FrozenLake-v1, Taxi-v4), or a method that learns from steps."
             raise UnsupportedError(what, where="data.env", do=do)
         return _from_table(made.name, table, getattr(env, "initial_state_distrib", None))
     finally:
@@ -73,12 +73,15 @@ def start_at(env: gymnasium.Env[Any, Any], state: int, *, seed: int) -> int:
 def _from_table(name: str, table: Mapping[int, Any], starts: Any) -> World:
     """A world from ``table[state][action]``, a list of (chance, next state, reward, whether the episode ends)."""
     states, actions = len(table), len(table[0])
-    rows = [
-        (s, a, k, *entry) for s in range(states) for a in range(actions) for k, entry in enumerate(table[s][a])
-    ]
+    rows = [(s, a, k, *entry) for s in range(states) for a in range(actions) for k, entry in enumerate(table[s][a])]
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     state, action, place = columns[:3]
-    chance, following, reward, ends = columns[3].astype(float), columns[4], columns[5].astype(float), columns[6].astype(bool)
+    chance, following, reward, ends = (
+        columns[3].astype(float),
+        columns[4],
+        columns[5].astype(float),
+        columns[6].astype(bool),
+    )
     happens = chance > 0
     terminal = np.zeros(states, bool)
     terminal[following[ends & happens]] = True
@@ -86,7 +89,9 @@ def _from_table(name: str, table: Mapping[int, Any], starts: Any) -> World:
     odd = happens & inside & terminal[following] & ~ends
     if odd.any():
         s, a = state[odd][0], action[odd][0]
-        what = f"'{name}' ends an episode in state {following[odd][0]} at times only (not after action {a} in state {s})"
+        what = (
+            f"'{name}' ends an episode in state {following[odd][0]} at times only (not after action {a} in state {s})"
+        )
         raise UnsupportedError(what, where="data.env", do="Choose a method that learns from steps.")
     rewards = np.zeros((states, actions))
     np.add.at(rewards, (state, action), chance * reward)

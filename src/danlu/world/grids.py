@@ -14,7 +14,7 @@ from danlu.world.gridworld import MOVES, GridWorld
 class Grids(Vectorized):
     """Many of one grid world.
 
-    A grid whose target does not end the episode may go on for ever, so it is saved by where it is, not by what was done.
+    A grid whose target does not end the episode may go on for ever, so it is saved by where it is, not by what it did.
     """
 
     size = 1

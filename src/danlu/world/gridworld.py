@@ -192,7 +192,7 @@ class GridWorld(gymnasium.Env[int, int]):
             self._policy = np.asarray(policy, np.float64)
 
     def render(self) -> Any:
-        """What the grid looks like now, as `render_mode` says: an array, a text, or None where no mode was asked for."""
+        """What the grid looks like now, as `render_mode` says: an array or a text; None where no mode was asked for."""
         agent = self._cell if self._cell >= 0 else None
         layout = self.layout
         if self.render_mode == "ansi":
@@ -228,9 +228,15 @@ class GridWorld(gymnasium.Env[int, int]):
         return World(moves.copy(), chances, rewards.copy(), layout.terminal.copy())
 
     def _number(self, state: Any) -> int:
-        if isinstance(state, int | np.integer) and not isinstance(state, bool) and 0 <= state < self.observation_space.n:
+        if (
+            isinstance(state, int | np.integer)
+            and not isinstance(state, bool)
+            and 0 <= state < self.observation_space.n
+        ):
             return int(state)
-        raise RecipeError(f"this grid has cells 0 to {self.observation_space.n - 1}, and none is {state!r}", where="state")
+        raise RecipeError(
+            f"this grid has cells 0 to {self.observation_space.n - 1}, and none is {state!r}", where="state"
+        )
 
 
 def _layout(

@@ -82,7 +82,9 @@ class History:
         episodes = [from_text(each) for each in saved]
         shape, kept = self._rows.shape[1:], self._rows.dtype
         if len(episodes) != shape[0] or any(e.shape[1:] != shape[1:] or e.dtype != kept for e in episodes):
-            raise CheckpointError("the saved actions are of other environments", do="Resume with the recipe they ran with.")
+            raise CheckpointError(
+                "the saved actions are of other environments", do="Resume with the recipe they ran with."
+            )
         self._size = max(map(len, episodes))
         self._rows = np.zeros((max(_ROWS, 2 * self._size), *shape), kept)
         for index, episode in enumerate(episodes):

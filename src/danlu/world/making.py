@@ -18,7 +18,13 @@ from danlu.world import GRIDWORLD
 
 _SHORT = {"gridworld": GRIDWORLD}
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "toy_text": "toy-text", "classic_control": "classic-control"}
-_PACKAGES = {"ALE": "ale-py", "minigrid": "minigrid", "MiniGrid": "minigrid", "BabyAI": "minigrid", "dm_control": "shimmy"}
+_PACKAGES = {
+    "ALE": "ale-py",
+    "minigrid": "minigrid",
+    "MiniGrid": "minigrid",
+    "BabyAI": "minigrid",
+    "dm_control": "shimmy",
+}
 _JAX = ("phys2d", "tabular")
 
 
@@ -52,7 +58,9 @@ def find(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise RecipeError(f"the module '{module}' of '{env_id}' cannot be imported: {error}", where="data.env") from None
+            raise RecipeError(
+                f"the module '{module}' of '{env_id}' cannot be imported: {error}", where="data.env"
+            ) from None
     name = _SHORT.get(name, name)
     spec = gymnasium.registry.get(name)
     if spec is not None:
@@ -92,9 +100,11 @@ def make(
     except DanluError:
         raise
     except (DependencyNotInstalled, ImportError) as error:
-        raise UnsupportedError(f"'{spec.id}' needs a package that is missing: {error}", where="data.env", do=_install(spec)) from None
+        what = f"'{spec.id}' needs a package that is missing: {error}"
+        raise UnsupportedError(what, where="data.env", do=_install(spec)) from None
     except TypeError as error:
-        raise RecipeError(f"'{spec.id}' does not take {given}: {error}", where="data.options", do=_takes(spec, given)) from None
+        what = f"'{spec.id}' does not take {given}: {error}"
+        raise RecipeError(what, where="data.options", do=_takes(spec, given)) from None
     except Exception as error:
         what = f"'{spec.id}' could not be made with {given}: {type(error).__name__}: {error}"
         raise RecipeError(what, where="data.env") from error
@@ -105,7 +115,8 @@ def make(
 
 def _near(name: str) -> str:
     known = [*gymnasium.registry, *_SHORT]
-    versions = sorted(other for other in known if other.rpartition("-v")[0] == name.rpartition("-v")[0] or other.rpartition("-v")[0] == name)
+    kind = name.rpartition("-v")[0] or name
+    versions = sorted(other for other in known if other.rpartition("-v")[0] == kind)
     if versions:
         return f"There is {', '.join(versions)}."
     suggestion = did_you_mean(name, known)
@@ -130,7 +141,7 @@ def _mujoco_names() -> set[str]:
 def _takes(spec: EnvSpec, given: Mapping[str, Any]) -> str:
     entry = spec.entry_point
     creator = entry if callable(entry) else load_env_creator(str(entry))
-    names = [name for name in inspect.signature(creator).parameters if name not in {"render_mode", "self", "kwargs", "args"}]
+    names = [name for name in inspect.signature(creator).parameters if name not in _OF_ALL]
     if not names:
         return "It takes no options."
     wrong = next((name for name in given if name not in names), None)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from danlu.world.checks import Stacked, brief
 from danlu.world.making import make
 
 
-@dataclass(frozen=True, eq=False)
-class Moved:
+class Moved(NamedTuple):
     """What one step of N environments came to.
 
     Attributes:
@@ -193,7 +191,9 @@ class Simulators(Stepper):
         bad = self._observations.wrong(shown)
         if bad is not None:
             where = self._where(indices[bad], actions)
-            raise RunError(self._observations.describe(shown[bad]), where=where, do="Mend the environment, or its space.")
+            raise RunError(
+                self._observations.describe(shown[bad]), where=where, do="Mend the environment, or its space."
+            )
 
     def _where(self, index: int, actions: np.ndarray | None) -> str:
         place = f"{self.name}, environment {self.indices[index]}"

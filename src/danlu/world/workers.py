@@ -6,6 +6,7 @@ sentence that names the environment it was at.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import time
@@ -154,10 +155,8 @@ class Workers(Stepper):
     def close(self) -> None:
         """See `Stepper.close`."""
         for connection in self._connections:
-            try:
+            with contextlib.suppress(OSError):
                 connection.send(None)
-            except OSError:
-                pass
             connection.close()
         self._connections = []
         for process in self._processes:
