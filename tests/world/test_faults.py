@@ -37,9 +37,9 @@ def test_a_fault_in_a_process_of_its_own_is_told_too(fault: str) -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("fault", "says"), [("hangs", "said nothing for 1 s"), ("dies", "ended with status 3")])
+@pytest.mark.parametrize(("fault", "says"), [("hangs", "said nothing for 2 s"), ("dies", "ended with status 3")])
 def test_a_process_that_is_lost_names_its_environment(fault: str, says: str) -> None:
-    with Environments(FAULTY, 3, options={"fault": fault}, workers=2, timeout=1.0) as environments:
+    with Environments(FAULTY, 3, options={"fault": fault}, workers=2, timeout=2.0) as environments:
         environments.reset()
         with pytest.raises(
             RunError, match=rf"^Faulty-v0, environment 1: its process {says} during a step with action 1"

@@ -58,17 +58,15 @@ def draw(
     size: tuple[int, int],
     forbidden: np.ndarray,
     target: int,
-    agent: int | None,
     values: np.ndarray | None,
     policy: np.ndarray | None,
 ) -> np.ndarray:
-    """The grid as a picture.
+    """The grid as a picture, without the agent.
 
     Args:
         size: rows and columns, of S cells.
         forbidden: ``[S]`` bool.
         target: its number.
-        agent: the cell it is in; None to leave it out.
         values: of each cell, ``[S]``: shades its colour, and is written where there is room.
         policy: the chance of each action, ``[S, 5]``: an arrow as long as it is likely.
 
@@ -91,9 +89,12 @@ def draw(
     if side >= _WITH_NUMBERS and values is not None:
         for cell in range(rows * columns):
             _number(_inside(picture, cell, columns, side), float(values[cell]))
-    if agent is not None:
-        _disc(_inside(picture, agent, columns, side), 0.24, _AGENT)
     return picture
+
+
+def draw_agent(picture: np.ndarray, size: tuple[int, int], agent: int) -> None:
+    """Draw the agent into a picture that `draw` made."""
+    _disc(_inside(picture, agent, size[1], len(picture) // size[0]), 0.24, _AGENT)
 
 
 def _share(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from danlu.errors import RecipeError
-from danlu.world.drawing import draw, write
+from danlu.world.drawing import draw, draw_agent, write
 
 if TYPE_CHECKING:
     from danlu.acting import World
@@ -131,6 +131,7 @@ class GridWorld(gymnasium.Env[int, int]):
         self._elapsed = 0
         self._values: np.ndarray | None = None
         self._policy: np.ndarray | None = None
+        self._picture: np.ndarray | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Begin an episode.
@@ -183,6 +184,7 @@ class GridWorld(gymnasium.Env[int, int]):
         if policy is not None and np.shape(policy) not in ((states,), (states, actions)):
             what = f"a policy of {states} cells and {actions} actions is wanted, and this has shape {np.shape(policy)}"
             raise RecipeError(what)
+        self._picture = None
         self._values = None if values is None else np.asarray(values, np.float64)
         if policy is None:
             self._policy = None
@@ -198,7 +200,12 @@ class GridWorld(gymnasium.Env[int, int]):
         if self.render_mode == "ansi":
             return write(layout.size, layout.forbidden, layout.target, agent, self._policy)
         if self.render_mode == "rgb_array":
-            return draw(layout.size, layout.forbidden, layout.target, agent, self._values, self._policy)
+            if self._picture is None:
+                self._picture = draw(layout.size, layout.forbidden, layout.target, self._values, self._policy)
+            picture = self._picture.copy()
+            if agent is not None:
+                draw_agent(picture, layout.size, agent)
+            return picture
         return None
 
     def world(self, *, dense: bool | None = None) -> World:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.spaces import Discrete
 
 from danlu.errors import DanluError, RunError
 from danlu.world.checks import Stacked, brief
@@ -118,13 +119,15 @@ class Simulators(Stepper):
         terminated, truncated = np.empty(num, bool), np.empty(num, bool)
         taken = actions.tolist() if self._scalar else actions
         shape, dtype, progress = self._observations.shape, self._observations.dtype, self._progress
+        scalar = isinstance(self._observations.space, Discrete)
+        known = int if scalar else np.ndarray
         index = 0
         try:
             for index, env in enumerate(self.envs):
                 if progress is not None:
                     progress(index)
                 shown, rewards[index], terminated[index], truncated[index], _ = env.step(taken[index])
-                if type(shown) is np.ndarray and shown.dtype == dtype and shown.shape == shape and shape:
+                if type(shown) is known and (scalar or (shown.dtype == dtype and shown.shape == shape)):
                     following[index] = shown
                 else:
                     following[index] = self._observations.check(shown, self._where(index, actions))
