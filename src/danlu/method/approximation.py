@@ -18,11 +18,12 @@ from torch import Tensor
 
 from danlu.acting import ActingMethod, Agent, Choice, Experience, Goal, Level, Spaces, Turn
 from danlu.config import Config
-from danlu.errors import UnsupportedError
+from danlu.errors import RunError, UnsupportedError
 from danlu.method.tables import table
 
 NOWHERE = Spaces(Discrete(1), Discrete(1))
 """Where those live that act nowhere."""
+_FAR = 1e50
 
 
 class Iterate(Agent):
@@ -77,12 +78,19 @@ class Approximation(ActingMethod):
         """Nothing is refused."""
 
     def learn(self, agent: Agent, experience: Experience | None, turn: Turn) -> Mapping[str, float | Tensor]:
-        """So many steps."""
+        """So many steps.
+
+        Raises:
+            RunError: when the guess has gone out of sight.
+        """
         assert isinstance(agent, Iterate)
         chance, w, k = turn.numpy_chance(), agent.w.numpy().copy(), int(agent.k)
         size = 0.0
         for step in range(k + 1, k + self.steps + 1):
             w, size = self.step(w, step, chance)
+            if not np.all(np.abs(w) < _FAR):
+                what = f"after {step} steps the guess has left for {w[0]:.3g}: they are too long for where it is steep"
+                raise RunError(what, where="method.step_size", do="Begin nearer, or let steps be smaller.")
         with torch.no_grad():
             agent.w.copy_(torch.from_numpy(w))
             agent.k.fill_(k + self.steps)

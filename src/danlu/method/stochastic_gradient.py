@@ -15,10 +15,10 @@ References:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.method.approximation import Approximation
 from danlu.method.step_size import StepSize
@@ -39,6 +39,12 @@ class StochasticGradient(Approximation):
     """Values drawn at each step, m."""
     step_size: StepSize = StepSize(kind="polynomial", start=1.0)
     """a_k."""
+
+    @model_validator(mode="after")
+    def _as_long(self) -> Self:
+        if self.start and len(self.start) != len(self.solution):
+            raise ValueError(f"start has {len(self.start)} numbers, and solution has {len(self.solution)}")
+        return self
 
     def first(self) -> list[float]:
         """See `Approximation`."""

@@ -86,11 +86,7 @@ class ActionTable(TableAgent):
     def act(self, observations: Tensor, chance: torch.Generator | None) -> Choice:
         """See `Agent`; the first of the best."""
         columns = self.q.numpy()[self.rows(observations)].argmax(-1)
-        epsilon = float(self.epsilon)
-        if chance is not None and epsilon > 0:
-            drawn = torch.rand(2, len(columns), generator=chance, dtype=torch.float64).numpy()
-            columns = np.where(drawn[0] < epsilon, (drawn[1] * self.num_actions).astype(np.int64), columns)
-        return self.choice(columns)
+        return self.choice(explored(columns, self.num_actions, float(self.epsilon), chance))
 
     def values(self, observations: Tensor) -> Float[Tensor, " N"]:
         """What the best action is worth in each state."""
@@ -165,6 +161,14 @@ def drawn(chances: np.ndarray, chance: torch.Generator | None) -> np.ndarray:
     uniform = torch.rand(len(chances), 1, generator=chance, dtype=torch.float64).numpy()
     below = chances.cumsum(-1)
     return np.minimum((uniform * below[:, -1:] >= below).sum(-1), chances.shape[-1] - 1)
+
+
+def explored(columns: np.ndarray, num_actions: int, epsilon: float, chance: torch.Generator | None) -> np.ndarray:
+    """Actions ``[N]``, but for a share epsilon that is drawn from all alike; as they are without anything to draw by."""
+    if chance is None or epsilon <= 0:
+        return columns
+    uniform = torch.rand(2, len(columns), generator=chance, dtype=torch.float64).numpy()
+    return np.where(uniform[0] < epsilon, (uniform[1] * num_actions).astype(np.int64), columns)
 
 
 def fixed_policy(actions: tuple[int, ...], epsilon: float, num_states: int, num_actions: int) -> Float[Tensor, "S A"]:
