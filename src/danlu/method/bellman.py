@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,14 +117,7 @@ class Chain:
         Raises:
             RunError: when `longest` sweeps do not bring it there.
         """
-        bound = tolerance * (1 - self.gamma) / self.gamma if 0 < self.gamma < 1 else tolerance
-        here, there = values.clone(), torch.empty_like(values)
-        for number in range(1, longest + 1):
-            self.sweep(here, there)
-            if change(here, there) <= bound:
-                return there, number
-            here, there = there, here
-        raise RunError(f"{longest} sweeps have not settled the values", where="method.gamma", do="Let gamma be smaller.")
+        return _settled(self.sweep, values, self.gamma, tolerance, longest)
 
     def values(self, tolerance: float = 1e-10, start: Float[Tensor, " S"] | None = None) -> Float[Tensor, " S"]:
         """What each state is worth: in closed form where there are few states, else by sweeps to within `tolerance`."""
@@ -230,14 +223,7 @@ class Bellman:
         Raises:
             RunError: when `longest` sweeps do not bring it there.
         """
-        bound = tolerance * (1 - self.gamma) / self.gamma if 0 < self.gamma < 1 else tolerance
-        here, there = values.clone(), torch.empty_like(values)
-        for number in range(1, longest + 1):
-            self.sweep(here, there)
-            if change(here, there) <= bound:
-                return there, number
-            here, there = there, here
-        raise RunError(f"{longest} sweeps have not settled the values", where="method.gamma", do="Let gamma be smaller.")
+        return _settled(self.sweep, values, self.gamma, tolerance, longest)
 
 
 def change(before: Float[Tensor, " S"], after: Float[Tensor, " S"]) -> float:
@@ -245,6 +231,19 @@ def change(before: Float[Tensor, " S"], after: Float[Tensor, " S"]) -> float:
     return max(
         float((b - a).abs_().max()) for b, a in zip(before.split(_BLOCK), after.split(_BLOCK), strict=True) if len(b)
     )
+
+
+def _settled(
+    sweep: Callable[[Tensor, Tensor], Tensor], values: Tensor, gamma: float, tolerance: float, longest: int
+) -> tuple[Tensor, int]:
+    bound = tolerance * (1 - gamma) / gamma if 0 < gamma < 1 else tolerance
+    here, there = values.clone(), torch.empty_like(values)
+    for number in range(1, longest + 1):
+        sweep(here, there)
+        if change(here, there) <= bound:
+            return there, number
+        here, there = there, here
+    raise RunError(f"{longest} sweeps have not settled the values", where="method.gamma", do="Let gamma be smaller.")
 
 
 def greedy(
