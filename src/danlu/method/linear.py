@@ -12,6 +12,7 @@ from torch import Tensor
 from danlu.acting import Agent, Choice, Spaces
 from danlu.errors import UnsupportedError
 from danlu.method.features import FeatureMap, Features
+from danlu.method.step_size import StepSize
 from danlu.method.tables import drawn, explored, table
 
 
@@ -43,6 +44,35 @@ class LinearAgent(Agent):
     def columns(self, actions: Tensor) -> np.ndarray:
         """The actions, counted from 0."""
         return actions.cpu().numpy() - self.first_action
+
+
+class Weighing:
+    """Weights that are learnt, and what a turn's updates come to.
+
+    Args:
+        w: the weights, ``[F]`` or ``[F, A]``, moved in place.
+        k: steps learnt from before.
+        size: how far they move at the k-th step.
+
+    Attributes:
+        squares: the turn's errors', summed.
+    """
+
+    def __init__(self, w: np.ndarray, k: int, size: StepSize) -> None:
+        self.w, self.k, self.size = w, k, size
+        self.before, self.squares = k, 0.0
+
+    def move(self, column: tuple[int, ...], phi: np.ndarray, goal: float) -> None:
+        """Move them towards what was seen: ``w <- w + a_k (goal - phi^T w) phi``; of an action, its column."""
+        w = self.w[(slice(None), *column)]
+        self.k += 1
+        error = goal - float(phi.dot(w))
+        w += self.size.move(error, self.k) * phi
+        self.squares += error * error
+
+    def told(self) -> dict[str, float]:
+        """As it is recorded: "loss", the mean squared error, and "step_size"."""
+        return {"loss": self.squares / max(1, self.k - self.before), "step_size": self.size.at(max(1, self.k))}
 
 
 class LinearValue(LinearAgent):

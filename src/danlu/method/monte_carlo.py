@@ -21,7 +21,7 @@ from torch import Tensor
 from danlu.acting import Agent, Experience, Steps, Turn
 from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable, FiniteMethod, TableAgent
-from danlu.method.temporal import Tally, Transition, move, transitions
+from danlu.method.temporal import Learning, Transition, transitions
 
 
 def episode_of(agent: TableAgent, steps: Steps) -> list[Transition]:
@@ -42,12 +42,12 @@ class Outcomes:
     """What a turn's episodes come to.
 
     Attributes:
-        tally: of the updates.
+        learning: the table, and what its updates come to.
         first: each episode's discounted return from its beginning.
         lengths: their steps.
     """
 
-    tally: Tally = field(default_factory=Tally)
+    learning: Learning
     first: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class Outcomes:
     def told(self) -> dict[str, float]:
         """As it is recorded."""
         seen = {"return": float(np.mean(self.first)), "length": float(np.mean(self.lengths))} if self.first else {}
-        return self.tally.told() | seen
+        return self.learning.told() | seen
 
 
 class MonteCarlo(FiniteMethod):
@@ -79,11 +79,16 @@ class MonteCarlo(FiniteMethod):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """The turn's episodes."""
         assert isinstance(agent, ActionTable)
-        outcomes = Outcomes()
         with torch.no_grad():
+            outcomes = Outcomes(Learning(agent.q.numpy(), agent.visits.numpy(), self.way))
             self.listen(agent, experience, turn, outcomes)
             value = float(agent.q.amax(1).mean())
         return outcomes.told() | {"value": value, "epsilon": float(agent.epsilon)}
+
+    @property
+    @abstractmethod
+    def way(self) -> StepSize:
+        """How far an entry moves towards what was seen."""
 
     @abstractmethod
     def listen(self, agent: ActionTable, experience: Experience, turn: Turn, outcomes: Outcomes) -> None:
@@ -100,9 +105,14 @@ class EpisodeByEpisode(MonteCarlo):
     unfinished: int = Field(0, ge=0)
     """Of an episode that was cut short, the last so many steps are not learnt from."""
     step_size: StepSize = StepSize(kind="harmonic")
-    """How far an entry moves at its k-th visit; harmonic makes it the mean of all its returns."""
+    """How far an entry moves at its k-th return; harmonic makes it the mean of them all."""
     initial: float = 0.0
     """What every action is taken to be worth at first."""
+
+    @property
+    def way(self) -> StepSize:
+        """See `MonteCarlo`."""
+        return self.step_size
 
     def take(self, agent: ActionTable, steps: Steps, outcomes: Outcomes) -> None:
         """Learn from one episode."""
@@ -110,11 +120,9 @@ class EpisodeByEpisode(MonteCarlo):
         found = returns(episode, self.gamma)
         outcomes.add(episode, found)
         cut = bool(episode) and not episode[-1].terminated
-        episode = episode[: len(episode) - self.unfinished] if cut and self.unfinished else episode
+        episode = episode[: max(0, len(episode) - self.unfinished)] if cut else episode
         first = {(seen.state, seen.action): t for t, seen in reversed(list(enumerate(episode)))}
-        values, visits = agent.q.numpy(), agent.visits.numpy()
         for t in range(len(episode) - 1, -1, -1):
             place = episode[t].state, episode[t].action
             if self.visits == "every" or first[place] == t:
-                error = move(values, visits, place, found[t], self.step_size)
-                outcomes.tally.add(error, self.step_size.at(int(visits[place])))
+                outcomes.learning.move(place, found[t])

@@ -14,12 +14,12 @@ References:
 from __future__ import annotations
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from danlu.acting import Experience, Spaces, Turn
 from danlu.config import Config
 from danlu.method.monte_carlo import MonteCarlo, Outcomes, episode_of, returns
+from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable
 from danlu.registry import export
 
@@ -35,6 +35,11 @@ class MonteCarloBasic(MonteCarlo):
     episodes: int = Field(1, ge=1)
     """Episodes from each state and action a turn; one does where nothing is random."""
 
+    @property
+    def way(self) -> StepSize:
+        """See `MonteCarlo`; all of it."""
+        return StepSize(start=1.0)
+
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActionTable:
         """See `ActingMethod`."""
         return ActionTable(spaces)
@@ -45,9 +50,8 @@ class MonteCarloBasic(MonteCarlo):
         for place in np.ndindex(*means.shape):
             found = [self.first_return(agent, experience, place, outcomes) for _ in range(self.episodes)]
             means[place] = np.mean(found)
-            outcomes.tally.add(float(means[place] - agent.q[place]), 1.0)
-        agent.q.copy_(torch.from_numpy(means))
-        agent.visits += self.episodes
+        for place in np.ndindex(*means.shape):
+            outcomes.learning.move(place, float(means[place]))
 
     def first_return(
         self, agent: ActionTable, experience: Experience, place: tuple[int, ...], outcomes: Outcomes

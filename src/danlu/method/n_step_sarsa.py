@@ -19,7 +19,7 @@ from pydantic import Field
 
 from danlu.acting import Experience
 from danlu.method.tables import ActionTable
-from danlu.method.temporal import Tally, TemporalDifference, Transition, next_action, transitions
+from danlu.method.temporal import Learning, TemporalDifference, Transition, next_action, transitions
 from danlu.registry import export
 
 
@@ -30,7 +30,9 @@ class NStepSarsa(TemporalDifference):
     n: int = Field(4, ge=1)
     """Rewards that are taken as they came."""
 
-    def follow(self, agent: ActionTable, experience: Experience, chance: np.random.Generator, tally: Tally) -> float:
+    def follow(
+        self, agent: ActionTable, experience: Experience, chance: np.random.Generator, learning: Learning
+    ) -> float:
         """See `TemporalDifference`; a step is learnt from n steps later."""
         paths: list[deque[Transition]] = [deque() for _ in range(experience.num_envs)]
         rewards = 0.0
@@ -39,29 +41,30 @@ class NStepSarsa(TemporalDifference):
             rewards += float(steps.rewards.double().mean())
             for path, seen in zip(paths, transitions(agent, steps)[0], strict=True):
                 if len(path) == self.n:
-                    self.learn_first(agent, path, (seen.state, seen.action), tally)
+                    self.learn_first(path, (seen.state, seen.action), learning)
                 path.append(seen)
                 if seen.ended:
-                    self.finish(agent, path, chance, tally)
+                    self.finish(agent, path, chance, learning)
         for path in paths:
-            self.finish(agent, path, chance, tally)
+            self.finish(agent, path, chance, learning)
         return rewards / self.steps
 
     def finish(
-        self, agent: ActionTable, path: deque[Transition], chance: np.random.Generator, tally: Tally
+        self, agent: ActionTable, path: deque[Transition], chance: np.random.Generator, learning: Learning
     ) -> None:
         """Learn from all that is left of a path, which goes no further."""
         if path:
             last = path[-1]
             after = last.following, next_action(agent, last.following, chance)
             while path:
-                self.learn_first(agent, path, None if last.terminated else after, tally)
+                self.learn_first(path, None if last.terminated else after, learning)
 
     def learn_first(
-        self, agent: ActionTable, path: deque[Transition], after: tuple[int, int] | None, tally: Tally
+        self, path: deque[Transition], after: tuple[int, int] | None, learning: Learning
     ) -> None:
         """Learn from the first step of a path, given the state and action behind it, and let it go."""
-        goal = 0.0 if after is None else float(agent.q[after])
+        goal = 0.0 if after is None else float(learning.entries[after])
         for seen in reversed(path):
             goal = seen.reward + self.gamma * goal
-        self.update(agent, path.popleft(), goal, tally)
+        first = path.popleft()
+        learning.move((first.state, first.action), goal)

@@ -16,7 +16,7 @@ import numpy as np
 
 from danlu.acting import Experience
 from danlu.method.tables import ActionTable
-from danlu.method.temporal import Tally, TemporalDifference, Transition, next_action, transitions
+from danlu.method.temporal import Learning, TemporalDifference, Transition, next_action, transitions
 from danlu.registry import export
 
 
@@ -24,7 +24,9 @@ from danlu.registry import export
 class Sarsa(TemporalDifference):
     """Sarsa: on-policy control by temporal differences, of the action that is taken next."""
 
-    def follow(self, agent: ActionTable, experience: Experience, chance: np.random.Generator, tally: Tally) -> float:
+    def follow(
+        self, agent: ActionTable, experience: Experience, chance: np.random.Generator, learning: Learning
+    ) -> float:
         """See `TemporalDifference`; a step is learnt from when the one after it has been chosen."""
         waiting: list[Transition | None] = [None] * experience.num_envs
         rewards = 0.0
@@ -34,18 +36,18 @@ class Sarsa(TemporalDifference):
             for number, seen in enumerate(transitions(agent, steps)[0]):
                 before = waiting[number]
                 if before is not None:
-                    self.learn_from(agent, before, seen.action, tally)
+                    self.learn_from(before, seen.action, learning)
                 if seen.ended:
-                    self.learn_from(agent, seen, next_action(agent, seen.following, chance), tally)
+                    self.learn_from(seen, next_action(agent, seen.following, chance), learning)
                 waiting[number] = None if seen.ended else seen
         for last in waiting:
             if last is not None:
-                self.learn_from(agent, last, next_action(agent, last.following, chance), tally)
+                self.learn_from(last, next_action(agent, last.following, chance), learning)
         return rewards / self.steps
 
-    def learn_from(self, agent: ActionTable, seen: Transition, following_action: int, tally: Tally) -> None:
+    def learn_from(self, seen: Transition, following_action: int, learning: Learning) -> None:
         """One update."""
         goal = seen.reward
         if not seen.terminated:
-            goal = seen.reward + self.gamma * float(agent.q[seen.following, following_action])
-        self.update(agent, seen, goal, tally)
+            goal = seen.reward + self.gamma * float(learning.entries[seen.following, following_action])
+        learning.move((seen.state, seen.action), goal)

@@ -25,9 +25,8 @@ from danlu.acting import ActingMethod, Agent, Experience, Level, Spaces, Steps, 
 from danlu.config import Config
 from danlu.method.exploring import Exploring
 from danlu.method.features import Features
-from danlu.method.linear import LinearActionValue
+from danlu.method.linear import LinearActionValue, Weighing
 from danlu.method.step_size import StepSize
-from danlu.method.temporal import Tally
 from danlu.registry import export
 
 
@@ -80,35 +79,33 @@ class SarsaLinear(ActingMethod):
         Recorded: "loss", the mean squared error of updates, "reward", "epsilon", "step_size".
         """
         assert isinstance(agent, LinearActionValue)
-        chance, tally, rewards = turn.numpy_chance(), Tally(), 0.0
+        chance, rewards = turn.numpy_chance(), 0.0
         waiting: list[Seen | None] = [None] * experience.num_envs
         with torch.no_grad():
             agent.epsilon.fill_(self.epsilon.at(turn.share))
+            learning = Weighing(agent.w.numpy(), int(agent.k), self.step_size)
             for _ in range(self.steps):
                 steps = experience.rollout(agent, 1)
                 rewards += float(steps.rewards.double().mean())
                 for number, seen in enumerate(seen_in(agent, steps)):
                     before = waiting[number]
                     if before is not None:
-                        self.learn_from(agent, before, seen.action, tally)
+                        self.learn_from(before, seen.action, learning)
                     if seen.ended:
-                        self.learn_from(agent, seen, next_action(agent, seen.following, chance), tally)
+                        self.learn_from(seen, next_action(agent, seen.following, chance), learning)
                     waiting[number] = None if seen.ended else seen
             for last in waiting:
                 if last is not None:
-                    self.learn_from(agent, last, next_action(agent, last.following, chance), tally)
-        return tally.told() | {"reward": rewards / self.steps, "epsilon": float(agent.epsilon)}
+                    self.learn_from(last, next_action(agent, last.following, chance), learning)
+            agent.k.fill_(learning.k)
+        return learning.told() | {"reward": rewards / self.steps, "epsilon": float(agent.epsilon)}
 
-    def learn_from(self, agent: LinearActionValue, seen: Seen, following_action: int, tally: Tally) -> None:
+    def learn_from(self, seen: Seen, following_action: int, learning: Weighing) -> None:
         """One update."""
-        agent.k += 1
-        w, k = agent.w.numpy(), int(agent.k)
         goal = seen.reward
         if not seen.terminated:
-            goal += self.gamma * float(seen.following.dot(w[:, following_action]))
-        error = goal - float(seen.phi.dot(w[:, seen.action]))
-        w[:, seen.action] += self.step_size.move(error, k) * seen.phi
-        tally.add(error, self.step_size.at(k))
+            goal = seen.reward + self.gamma * float(seen.following.dot(learning.w[:, following_action]))
+        learning.move((seen.action,), seen.phi, goal)
 
 
 def seen_in(agent: LinearActionValue, steps: Steps) -> list[Seen]:

@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from danlu.acting import Agent, Experience, Goal, Spaces, Turn
 from danlu.config import Config
 from danlu.method.step_size import StepSize
 from danlu.method.tables import FiniteMethod, PolicyTable, fixed_policy, sizes
-from danlu.method.temporal import Tally, move, transitions
+from danlu.method.temporal import Learning, transitions
 from danlu.registry import export
 
 
@@ -51,15 +52,12 @@ class TD0(FiniteMethod):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """So many steps; recorded: "loss", the mean squared error of updates, "reward", "value", "step_size"."""
         assert isinstance(agent, PolicyTable)
-        tally = Tally()
         with torch.no_grad():
-            values, visits = agent.v.numpy(), agent.visits.numpy()
+            learning = Learning(agent.v.numpy(), agent.visits.numpy(), self.step_size)
             steps = experience.rollout(agent, self.steps)
-            for row in transitions(agent, steps):
-                for seen in row:
-                    goal = seen.reward
-                    if not seen.terminated:
-                        goal += self.gamma * float(values[seen.following])
-                    error = move(values, visits, (seen.state,), goal, self.step_size)
-                    tally.add(error, self.step_size.at(int(visits[seen.state])))
-        return tally.told() | {"reward": float(steps.rewards.double().mean()), "value": float(agent.v.mean())}
+            for seen in chain.from_iterable(transitions(agent, steps)):
+                goal = seen.reward
+                if not seen.terminated:
+                    goal += self.gamma * float(learning.entries[seen.following])
+                learning.move((seen.state,), goal)
+        return learning.told() | {"reward": float(steps.rewards.double().mean()), "value": float(agent.v.mean())}

@@ -29,10 +29,9 @@ from danlu.acting import ActingMethod, Agent, Experience, Goal, Level, Spaces, S
 from danlu.config import Config
 from danlu.errors import UnsupportedError
 from danlu.method.features import Features
-from danlu.method.linear import LinearValue
+from danlu.method.linear import LinearValue, Weighing
 from danlu.method.step_size import StepSize
 from danlu.method.tables import fixed_policy
-from danlu.method.temporal import Tally
 from danlu.registry import export
 
 
@@ -74,22 +73,13 @@ class TDLinear(ActingMethod):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """So many steps; recorded: "loss", the mean squared error of updates, "reward", "step_size"."""
         assert isinstance(agent, LinearValue)
-        tally = Tally()
         with torch.no_grad():
+            learning = Weighing(agent.w.numpy(), int(agent.k), self.step_size)
             steps = experience.rollout(agent, self.steps)
-            agent.k.fill_(self.move(agent.w.numpy(), int(agent.k), steps_of(agent, steps), tally))
-        return tally.told() | {"reward": float(steps.rewards.double().mean())}
-
-    def move(
-        self, w: np.ndarray, k: int, steps: tuple[np.ndarray, np.ndarray, np.ndarray], tally: Tally
-    ) -> int:
-        """Move the weights by each step in turn, in place; how many were taken so far."""
-        for phi, following, reward in zip(*steps, strict=True):
-            k += 1
-            error = float(reward + self.gamma * following.dot(w) - phi.dot(w))
-            w += self.step_size.move(error, k) * phi
-            tally.add(error, self.step_size.at(k))
-        return k
+            for phi, following, reward in zip(*steps_of(agent, steps), strict=True):
+                learning.move((), phi, float(reward + self.gamma * following.dot(agent.w.numpy())))
+            agent.k.fill_(learning.k)
+        return learning.told() | {"reward": float(steps.rewards.double().mean())}
 
 
 def steps_of(agent: LinearValue, steps: Steps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -52,9 +52,13 @@ def transitions(agent: TableAgent, steps: Steps) -> list[list[Transition]]:
     return [[Transition(*each) for each in zip(*row, strict=True)] for row in zip(*columns, strict=True)]
 
 
-@dataclass
-class Tally:
-    """What a turn's updates come to.
+class Learning:
+    """A table that is learnt, and what a turn's updates come to.
+
+    Args:
+        entries: the table, moved in place.
+        visits: how often each entry was learnt from, of the table's shape.
+        size: how far an entry moves at its k-th visit.
 
     Attributes:
         number: of updates.
@@ -62,25 +66,21 @@ class Tally:
         step: the last one's size.
     """
 
-    number: int = 0
-    squares: float = 0.0
-    step: float = 0.0
+    def __init__(self, entries: np.ndarray, visits: np.ndarray, size: StepSize) -> None:
+        self.entries, self.visits, self.size = entries, visits, size
+        self.number, self.squares, self.step = 0, 0.0, 0.0
 
-    def add(self, error: float, step: float) -> None:
-        """One more."""
-        self.number, self.squares, self.step = self.number + 1, self.squares + error * error, step
+    def move(self, place: tuple[int, ...], goal: float) -> None:
+        """Move one entry towards what was seen: ``q <- q + a_k (goal - q)``."""
+        k = int(self.visits[place]) + 1
+        error = goal - float(self.entries[place])
+        self.visits[place] = k
+        self.entries[place] += self.size.move(error, k)
+        self.number, self.squares, self.step = self.number + 1, self.squares + error * error, self.size.at(k)
 
     def told(self) -> dict[str, float]:
         """As it is recorded: "loss", the mean squared error, and "step_size"."""
         return {"loss": self.squares / max(1, self.number), "step_size": self.step}
-
-
-def move(entries: np.ndarray, visits: np.ndarray, place: tuple[int, ...], goal: float, size: StepSize) -> float:
-    """Move one entry of a table towards what was seen, and count the visit; by how much it was off."""
-    visits[place] += 1
-    error = float(goal - entries[place])
-    entries[place] += size.move(error, int(visits[place]))
-    return error
 
 
 class TemporalDifference(FiniteMethod):
@@ -112,24 +112,20 @@ class TemporalDifference(FiniteMethod):
         assert isinstance(agent, ActionTable)
         with torch.no_grad():
             agent.epsilon.fill_(self.exploration(turn.share))
-            tally = Tally()
-            reward = self.follow(agent, experience, turn.numpy_chance(), tally)
+            learning = Learning(agent.q.numpy(), agent.visits.numpy(), self.step_size)
+            reward = self.follow(agent, experience, turn.numpy_chance(), learning)
         told = {"reward": reward, "value": float(agent.q.amax(1).mean()), "epsilon": float(agent.epsilon)}
-        return tally.told() | told
+        return learning.told() | told
 
     def exploration(self, share: float) -> float:
         """Epsilon when that share of the run is done."""
         return self.epsilon.at(share)
 
     @abstractmethod
-    def follow(self, agent: ActionTable, experience: Experience, chance: np.random.Generator, tally: Tally) -> float:
+    def follow(
+        self, agent: ActionTable, experience: Experience, chance: np.random.Generator, learning: Learning
+    ) -> float:
         """Take the turn's steps and learn from them; their mean reward."""
-
-    def update(self, agent: ActionTable, seen: Transition, goal: float, tally: Tally) -> None:
-        """Move what an action is worth towards what came of it."""
-        place = seen.state, seen.action
-        error = move(agent.q.numpy(), agent.visits.numpy(), place, goal, self.step_size)
-        tally.add(error, self.step_size.at(int(agent.visits[place])))
 
 
 class OneStep(TemporalDifference):
@@ -138,19 +134,20 @@ class OneStep(TemporalDifference):
         q(s, a) <- q(s, a) + a_k [ r + gamma worth(s') - q(s, a) ]
     """
 
-    def follow(self, agent: ActionTable, experience: Experience, chance: np.random.Generator, tally: Tally) -> float:
+    def follow(
+        self, agent: ActionTable, experience: Experience, chance: np.random.Generator, learning: Learning
+    ) -> float:
         """See `TemporalDifference`; the table moves after every step, and before the next where that depends on it."""
         at_once = self.steps if self.fixed else 1
         rewards, epsilon = 0.0, float(agent.epsilon)
         for _ in range(self.steps // at_once):
             steps = experience.rollout(agent, at_once)
             rewards += float(steps.rewards.double().mean(1).sum())
-            for row in transitions(agent, steps):
-                for seen in row:
-                    goal = seen.reward
-                    if not seen.terminated:
-                        goal += self.gamma * self.worth(agent.q[seen.following].tolist(), epsilon)
-                    self.update(agent, seen, goal, tally)
+            for seen in chain.from_iterable(transitions(agent, steps)):
+                goal = seen.reward
+                if not seen.terminated:
+                    goal += self.gamma * self.worth(learning.entries[seen.following].tolist(), epsilon)
+                learning.move((seen.state, seen.action), goal)
         return rewards / self.steps
 
     @property
