@@ -167,6 +167,8 @@ def danlu_side(name: str, steps: int, threads: int, seed: int) -> Facts:
         "run.seed": seed,
         "run.threads": threads,
     }
+    if name == "ddpg":
+        overrides["method.start"] = min(trial.settings["learning_starts"], steps // 2)
     began = time.perf_counter()
 
     class Listener:

@@ -64,7 +64,7 @@ def test_the_expected_gradient_is_that_of_the_expected_return(baseline: str) -> 
         x = SPACES.vector(steps.observations.flatten(0, 1)).double()
         done = steps.actions.flatten(0, 1)
         with torch.no_grad():
-            chance = agent.opinion(x, done).log_prob.sum().exp()
+            chance = agent.opinion(x, done).log_prob().sum().exp()
         loss, _ = method.loss(agent, x, done, method.returns(agent, steps))
         gradient += chance * -HORIZON * torch.autograd.grad(loss, theta)[0]  # a loss is a mean over steps
     wanted, step = torch.zeros_like(theta), 1e-5

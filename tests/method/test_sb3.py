@@ -96,14 +96,13 @@ def test_ppo(env: str, value_clip: float | None) -> None:
     start = agent.networks.theta.detach().clone()
     batch = filled(model)
     optimizer = torch.optim.SGD([agent.networks.theta], lr=RATE)
-    metrics: dict[str, Any] = {}
     for minibatch in method.minibatches(batch, torch.Generator()):
-        loss, metrics = method.loss(agent, minibatch, method.clip_range)
-        descend(optimizer, loss, [agent.networks.theta], method.clip_norm)
+        terms = method.terms(agent, minibatch, method.clip_range)
+        descend(optimizer, method.loss(terms), [agent.networks.theta], method.clip_norm)
     model.train()
     said = model.logger.name_to_value
-    assert float(metrics["loss"]) == pytest.approx(said["train/loss"], rel=1e-4, abs=1e-5)
-    assert 0 < float(metrics["clipped"]) < 1
+    assert float(method.loss(terms).detach()) == pytest.approx(said["train/loss"], rel=1e-4, abs=1e-5)
+    assert 0 < float(terms.clipped(method.clip_range)) < 1
     assert float((agent.networks.theta - start).abs().max()) > 1e-2
     same(model, agent, settled)
 

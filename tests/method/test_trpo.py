@@ -102,7 +102,7 @@ def test_the_policy_never_goes_further_than_its_bound_and_always_gains(env: str)
         with torch.no_grad():
             new = agent.actor(x)
             kl = float(agent.family.kl(*old, *new).mean())
-            ratio = (agent.family.log_prob(*new, actions) - said.log_prob).exp()
+            ratio = (agent.family.log_prob(*new, actions) - said.log_prob()).exp()
             gained = float(((ratio - 1) * standardised(batch.advantages)).mean())
         assert kl <= method.target_kl * (1 + 1e-3)
         if not torch.equal(before, agent.actor.theta):

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -73,9 +74,12 @@ class A2C(ActingMethod):
             batch: the steps.
         """
         advantages = standardised(batch.advantages) if self.standardise else batch.advantages
-        policy_loss = -(advantages * said.log_prob).mean()
+        policy_loss = -(advantages * said.log_prob()).mean()
         value_loss = (batch.returns - said.values).square().mean()
-        entropy = said.entropy.mean()
-        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
+        loss = policy_loss + self.value_weight * value_loss
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * said.entropy()
+        with torch.no_grad():
+            entropy = said.entropy()
         metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
         return loss, {name: value.detach() for name, value in metrics.items()}

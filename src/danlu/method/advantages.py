@@ -114,7 +114,7 @@ class OnPolicy:
         return cls(
             x,
             steps.actions.flatten(0, 1),
-            said.log_prob.detach(),
+            said.log_prob().detach(),
             said.values.detach(),
             torch.from_numpy(advantages).flatten(),
             torch.from_numpy(advantages + values).flatten(),

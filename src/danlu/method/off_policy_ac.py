@@ -114,13 +114,15 @@ class OffPolicyAC(ActingMethod):
             following: what they led to, as vectors.
         """
         said = agent.opinion(x, steps.actions.flatten(0, 1))
+        log_prob = said.log_prob()
         with torch.no_grad():
             after = agent.networks(following)[1].squeeze(1) * ~steps.terminated.flatten()
-            delta = steps.rewards.flatten() + self.gamma * after - said.values
-            rho = (said.log_prob - steps.said["log_prob"].flatten()).exp().clamp(max=self.max_weight)
-        policy_loss = -(rho * delta * said.log_prob).mean()
-        value_loss = (rho * (delta + said.values.detach() - said.values).square()).mean()
-        entropy = said.entropy.mean()
+            target = steps.rewards.flatten() + self.gamma * after
+            delta = target - said.values
+            rho = (log_prob - steps.said["log_prob"].flatten()).exp().clamp(max=self.max_weight)
+        policy_loss = -(rho * delta * log_prob).mean()
+        value_loss = (rho * (target - said.values).square()).mean()
+        entropy = said.entropy()
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "weight": rho.mean()}
         return loss, {name: value.detach() for name, value in (metrics | {"loss": loss}).items()}

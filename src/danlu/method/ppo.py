@@ -16,9 +16,11 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.descent import descend
-from danlu.parts.actor_critic import ActorCritic
+from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
 
@@ -69,7 +71,7 @@ class PPO(ActingMethod):
         return ActorCritic(spaces, mlp_of(network, MLP()), seed)
 
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
-        """A turn's steps, and all updates made of them; what is recorded is of the last update."""
+        """A turn's steps, and all updates made of them; what is recorded is of all the steps, after the last update."""
         assert isinstance(agent, ActorCritic)
         steps = experience.rollout(agent, self.num_steps)
         x = agent.spaces.vector(steps.observations.flatten(0, 1))
@@ -77,12 +79,15 @@ class PPO(ActingMethod):
             said = agent.opinion(x, steps.actions.flatten(0, 1))
         batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
         clip = self.clip_range * (1 - turn.share if self.clip_decays else 1.0)
-        metrics: dict[str, Tensor] = {}
         for minibatch in self.minibatches(batch, turn.torch_chance()):
-            loss, metrics = self.loss(agent, minibatch, clip)
-            if self.target_kl is not None and metrics["kl"] > 1.5 * self.target_kl:
+            terms = self.terms(agent, minibatch, clip)
+            if self.target_kl is not None and terms.kl() > 1.5 * self.target_kl:
                 break
-            descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
+            descend(turn.optimizer, self.loss(terms), [agent.networks.theta], self.clip_norm)
+        with torch.no_grad():
+            terms = self.terms(agent, batch, clip)
+            metrics = {"loss": self.loss(terms), "policy_loss": terms.policy, "value_loss": terms.value}
+            metrics |= {"entropy": terms.said.entropy(), "kl": terms.kl(), "clipped": terms.clipped(clip)}
         return {**metrics, "clip": clip, "explained_variance": batch.explained}
 
     def minibatches(self, batch: OnPolicy, chance: torch.Generator) -> Iterator[OnPolicy]:
@@ -95,8 +100,8 @@ class PPO(ActingMethod):
             for start in range(0, len(batch), self.batch_size):
                 yield mixed.rows(slice(start, start + self.batch_size))
 
-    def loss(self, agent: ActorCritic, batch: OnPolicy, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what is recorded of it.
+    def terms(self, agent: ActorCritic, batch: OnPolicy, clip: float) -> Terms:
+        """What the loss is made of.
 
         Args:
             agent: which learns.
@@ -105,17 +110,41 @@ class PPO(ActingMethod):
         """
         said = agent.opinion(batch.x, batch.actions)
         advantages = standardised(batch.advantages) if self.standardise else batch.advantages
-        log_ratio = said.log_prob - batch.log_prob
+        log_ratio = said.log_prob() - batch.log_prob
         ratio = log_ratio.exp()
-        policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+        policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
         values = said.values
         if self.value_clip is not None:
             values = batch.values + (values - batch.values).clamp(-self.value_clip, self.value_clip)
-        value_loss = (batch.returns - values).square().mean()
-        entropy = said.entropy.mean()
-        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
-        metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-        with torch.no_grad():
-            metrics["kl"] = (ratio - 1 - log_ratio).mean()
-            metrics["clipped"] = ((ratio - 1).abs() > clip).float().mean()
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        return Terms(policy, (batch.returns - values).square().mean(), said, log_ratio)
+
+    def loss(self, terms: Terms) -> Tensor:
+        """The loss."""
+        loss = terms.policy + self.value_weight * terms.value
+        return loss - self.entropy_weight * terms.said.entropy() if self.entropy_weight else loss
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What the loss of some steps is made of.
+
+    Attributes:
+        policy: less the clipped surrogate.
+        value: the critic's squared error.
+        said: what the agent thinks of the steps.
+        log_ratio: of each, the logarithm of r_t.
+    """
+
+    policy: Float[Tensor, ""]
+    value: Float[Tensor, ""]
+    said: Opinion
+    log_ratio: Float[Tensor, " B"]
+
+    def kl(self) -> Float[Tensor, ""]:
+        """About KL(pi_old || pi), in nats: the mean of r - 1 - log r, which is never negative."""
+        log_ratio = self.log_ratio.detach()
+        return (log_ratio.expm1() - log_ratio).mean()
+
+    def clipped(self, clip: float) -> Float[Tensor, ""]:
+        """The share of steps whose ratio has left the range."""
+        return (self.log_ratio.detach().expm1().abs() > clip).float().mean()

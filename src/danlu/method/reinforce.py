@@ -89,8 +89,8 @@ class Reinforce(ActingMethod):
         """The loss, and what is recorded of it."""
         said = agent.opinion(x, actions)
         left = returns - (returns.mean() if self.baseline == "mean" else said.values.detach())
-        policy_loss = -((standardised(left) if self.standardise else left) * said.log_prob).mean()
-        entropy = said.entropy.mean()
+        policy_loss = -((standardised(left) if self.standardise else left) * said.log_prob()).mean()
+        entropy = said.entropy()
         loss = policy_loss - self.entropy_weight * entropy
         metrics = {"policy_loss": policy_loss, "entropy": entropy}
         if agent.valued:

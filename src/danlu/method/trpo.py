@@ -79,8 +79,7 @@ class TRPO(ActingMethod):
         batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
         metrics = self.improve(agent, batch)
         value_loss = self.follow(agent, batch, turn)
-        entropy = said.entropy.mean()
-        return {**metrics, "value_loss": value_loss, "entropy": entropy, "explained_variance": batch.explained}
+        return {**metrics, "value_loss": value_loss, "entropy": said.entropy(), "explained_variance": batch.explained}
 
     def improve(self, agent: SeparateActorCritic, batch: OnPolicy) -> dict[str, float]:
         """Move the policy, and say how far it went and what it gained."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from danlu.acting import Agent, Choice, Spaces
-from danlu.parts.distributions import family_of
+from danlu.parts.distributions import Family, family_of
 from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP
 from danlu.random import fold
@@ -20,19 +20,31 @@ POLICY_GAIN = 0.01
 """What a policy's last layer is scaled by at the start, so that it hardly prefers one action."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opinion:
     """What an agent says of some observations and actions, with a gradient.
 
     Attributes:
-        log_prob: the logarithm of each action's probability or density, ``[B]``.
-        entropy: of the policy at each observation, in nats, ``[B]``.
-        values: what it expects to come of each observation, ``[B]``.
+        family: of its policy.
+        outputs: the policy's numbers at each observation, ``[B, outputs]``.
+        own: those alike for all, ``[own]``.
+        actions: ``[B, ...]``.
+        values: what it expects to come of each observation, ``[B]``; zero where it has no values.
     """
 
-    log_prob: Float[Tensor, " B"]
-    entropy: Float[Tensor, " B"]
+    family: Family
+    outputs: Float[Tensor, "B O"]
+    own: Tensor
+    actions: Tensor
     values: Float[Tensor, " B"]
+
+    def log_prob(self) -> Float[Tensor, " B"]:
+        """The logarithm of each action's probability or density."""
+        return self.family.log_prob(self.outputs, self.own, self.actions)
+
+    def entropy(self) -> Float[Tensor, ""]:
+        """Of the policy, in nats, the mean over the observations."""
+        return self.family.entropy(self.outputs, self.own).mean()
 
 
 class StochasticAgent(Agent):
@@ -87,9 +99,8 @@ class ActorCritic(StochasticAgent):
     def opinion(self, x: Float[Tensor, "B F"], actions: Tensor) -> Opinion:
         """What it thinks of observations, as vectors, and actions; values are zero where it has none."""
         outputs, *values, own = self.networks(x)
-        log_prob = self.family.log_prob(outputs, own, actions)
-        value = values[0].squeeze(1) if self.valued else torch.zeros_like(log_prob)
-        return Opinion(log_prob, self.family.entropy(outputs, own), value)
+        value = values[0].squeeze(1) if self.valued else outputs.new_zeros(len(outputs))
+        return Opinion(self.family, outputs, own, actions, value)
 
 
 class SeparateActorCritic(StochasticAgent):
@@ -119,5 +130,4 @@ class SeparateActorCritic(StochasticAgent):
     def opinion(self, x: Float[Tensor, "B F"], actions: Tensor) -> Opinion:
         """What it thinks of observations, as vectors, and actions."""
         outputs, own = self.actor(x)
-        log_prob, entropy = self.family.log_prob(outputs, own, actions), self.family.entropy(outputs, own)
-        return Opinion(log_prob, entropy, self.critic(x)[0].squeeze(1))
+        return Opinion(self.family, outputs, own, actions, self.critic(x)[0].squeeze(1))

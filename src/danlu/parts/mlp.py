@@ -30,8 +30,6 @@ from torch.autograd.function import once_differentiable
 
 from danlu.parts.network import MLP
 
-_NONE = np.zeros(0, np.float32)
-
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -46,6 +44,23 @@ class Weights:
     hidden: list[tuple[Tensor, Tensor]]
     last: list[tuple[Tensor, Tensor]]
     own: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Theta as it lies at one place in memory.
+
+    Attributes:
+        place: where.
+        weights: its pieces.
+        layers: of each network all layers, as arrays; none on an accelerator.
+        own: numbers that no layer uses, as an array; on an accelerator a copy.
+    """
+
+    place: int
+    weights: Weights
+    layers: list[list[tuple[np.ndarray, np.ndarray]]]
+    own: np.ndarray
 
 
 class Networks(nn.Module):
@@ -75,7 +90,7 @@ class Networks(nn.Module):
         self._shapes = [shape for pair in (*self._hidden, *self._last) for shape in pair] + [(own,)]
         self._sizes = [math.prod(shape) for shape in self._shapes]
         self.theta = nn.Parameter(torch.zeros(sum(self._sizes)))
-        self._arrays: tuple[int, list[list[tuple[np.ndarray, np.ndarray]]]] | None = None
+        self._held: _Held | None = None
         self._initialize(torch.Generator().manual_seed(seed % 2**63), tuple(gains) or (1.0,) * num)
 
     def weights(self, theta: Tensor) -> Weights:
@@ -109,7 +124,7 @@ class Networks(nn.Module):
         theta = self.theta.detach() if frozen else self.theta
         if torch.is_grad_enabled() and (theta.requires_grad or x.requires_grad):
             return _Through.apply(x, theta, self)  # type: ignore[no-any-return]
-        weights = self.weights(theta.detach())
+        weights = self._now().weights
         return self._out(weights, self._through(weights, x))
 
     def differentiable(self, x: Float[Tensor, "B F"], theta: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -130,7 +145,7 @@ class Networks(nn.Module):
         if self.theta.device.type != "cpu":
             with torch.no_grad():
                 return self(torch.from_numpy(x).to(self.theta))[k].cpu().numpy()
-        *hidden, (matrix, bias) = self._as_arrays()[k]
+        *hidden, (matrix, bias) = self._now().layers[k]
         tanh = self.shape.activation == "tanh"
         for w, b in hidden:
             x = x @ w
@@ -144,23 +159,23 @@ class Networks(nn.Module):
     @property
     def own(self) -> np.ndarray:
         """The numbers beside the layers, in numpy."""
-        return self.theta.detach()[-self._sizes[-1] :].cpu().numpy() if self._sizes[-1] else _NONE
+        return self._now().own
 
-    def _as_arrays(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """Each network's layers as arrays in the same memory, which whoever moves theta moves too."""
+    def _now(self) -> _Held:
+        """The weights in pieces, as tensors and as arrays in the same memory, which whoever moves theta moves too."""
         place = self.theta.data_ptr()
-        if self._arrays is None or self._arrays[0] != place:
+        if self._held is None or self._held.place != place:
             whole = self.weights(self.theta.detach())
-            layers = [
-                [(w[k].numpy(), b[k, 0].numpy()) for w, b in whole.hidden] + [(last[0].numpy(), last[1].numpy())]
-                for k, last in enumerate(whole.last)
-            ]
-            self._arrays = place, layers
-        return self._arrays[1]
+            layers = []
+            for k, last in enumerate(whole.last) if self.theta.device.type == "cpu" else ():
+                hidden = [(w[k].numpy(), b[k, 0].numpy()) for w, b in whole.hidden]
+                layers.append([*hidden, (last[0].numpy(), last[1].numpy())])
+            self._held = _Held(place, whole, layers, whole.own.cpu().numpy())
+        return self._held
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has weights of its own, and so arrays of its own."""
-        return {**self.__dict__, "_arrays": None}
+        """A copy has weights of its own, and so pieces of its own."""
+        return {**self.__dict__, "_held": None}
 
     def _broad(self, x: Tensor) -> Tensor:
         return x.expand(len(self.outputs), *x.shape)
@@ -179,21 +194,20 @@ class Networks(nn.Module):
         return *(torch.addmm(b, h, w) for h, (w, b) in zip(top, weights.last, strict=True)), weights.own.clone()
 
     def backward(
-        self, theta: Tensor, x: Tensor, hidden: Sequence[Tensor], given: Sequence[Tensor], *, of_theta: bool, of_x: bool
+        self, x: Tensor, hidden: Sequence[Tensor], given: Sequence[Tensor], *, of_theta: bool, of_x: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of theta and of the input, where they are wanted.
 
         Args:
-            theta: the weights.
             x: the input.
             hidden: every hidden layer.
             given: the gradient of every output, and of the numbers beside the layers.
             of_theta: whether theta's is wanted.
             of_x: whether the input's is.
         """
-        w = self.weights(theta)
-        gradient = torch.empty_like(theta)
-        into = self.weights(gradient)
+        w = self._now().weights
+        gradient = torch.empty_like(self.theta)
+        into = self.weights(gradient) if of_theta else w
         above = torch.empty_like(hidden[-1])
         for k, d in enumerate(given[:-1]):
             torch.mm(d, w.last[k][0].T, out=above[k])
@@ -219,7 +233,7 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, theta: Tensor, networks: Networks) -> tuple[Tensor, ...]:
-        weights = networks.weights(theta)
+        weights = networks._now().weights
         hidden = networks._through(weights, x)
         ctx.networks = networks
         ctx.save_for_backward(x, theta, *hidden)
@@ -228,7 +242,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, theta, *hidden = ctx.saved_tensors
+        x, _, *hidden = ctx.saved_tensors  # theta is saved so that whoever moves it before this is told
         of_x, of_theta, _ = ctx.needs_input_grad
-        g_theta, g_x = ctx.networks.backward(theta, x, hidden, given, of_theta=of_theta, of_x=of_x)
+        g_theta, g_x = ctx.networks.backward(x, hidden, given, of_theta=of_theta, of_x=of_x)
         return g_x, g_theta, None
