@@ -149,6 +149,10 @@ class Agent(nn.Module, ABC):
         """What it expects to come of each observation; None where it has no opinion."""
         return None
 
+    def groups(self) -> list[dict[str, Any]]:
+        """What gradients move, as an optimiser takes it: "params", and "lr_scale", their rate as a multiple of its."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
+
 
 @dataclass(frozen=True, eq=False)
 class World:
