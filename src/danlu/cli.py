@@ -260,11 +260,21 @@ def list_(
     what: Annotated[
         str | None, typer.Argument(metavar="[WHAT]", help="recipes, or a kind; everything by default.")
     ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Group methods by goal, mechanism, data or level.")
+    ] = None,
 ) -> None:
     """List what there is, each with its source."""
     from danlu import console
 
-    console.show_catalogue(what)
+    if by is None:
+        console.show_catalogue(what)
+    elif what in (None, "method", "methods"):
+        console.show_methods(by)
+    else:
+        from danlu.errors import RecipeError
+
+        raise RecipeError(f"--by groups methods, not {what}", do=f"Ask for: danlu list methods --by {by}.")
 
 
 @app.command()
