@@ -89,13 +89,18 @@ def _finish(run: object) -> None:
 
 
 @app.command()
-def report(run: Annotated[str, _RUN]) -> None:
+def report(
+    run: Annotated[str, _RUN],
+    others: Annotated[
+        list[str] | None, typer.Option("--with", metavar="RUN", help="Runs with other seeds, to draw beside it.")
+    ] = None,
+) -> None:
     """Write a run's report.html and say where it is."""
     from pathlib import Path
 
     from danlu.insight.report import write_report
 
-    typer.echo(write_report(Path(run)))
+    typer.echo(write_report(Path(run), [Path(other) for other in others or ()]))
 
 
 @app.command()
