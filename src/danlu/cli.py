@@ -260,6 +260,24 @@ def chat(
     )
 
 
+@app.command()
+def play(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that learned from acting, or its final/.")],
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first; the others have the next ones.")] = 0,
+    longest: Annotated[int, typer.Option(min=1, help="Steps after which an episode is cut short.")] = 1000,
+    out: Annotated[str | None, typer.Option(metavar="FILE.gif", help="Write what is seen as a GIF.")] = None,
+    window: Annotated[bool, typer.Option("--window", help="Show it on the screen.")] = False,
+) -> None:
+    """Let a trained agent act, by what it thinks best."""
+    from pathlib import Path
+
+    from danlu.play_terminal import play_run
+
+    gif = None if out is None else Path(out)
+    play_run(run, episodes=episodes, seed=seed, longest=longest, out=gif, window=window)
+
+
 @app.command("list")
 def list_(
     what: Annotated[

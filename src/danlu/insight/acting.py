@@ -89,7 +89,7 @@ def judge_acting(record: Record) -> Fit:
         return judge_error(error, "error")
     held_out, train = record.curve("held_out_return"), record.curve("return")
     if not len(held_out) and not len(train):
-        return Fit("not known", "No return has been measured, and no error is known.")
+        return Fit("too early to tell", "No return has been measured, and no error is known.")
     return judge_returns(train, held_out)
 
 
@@ -129,8 +129,8 @@ def _metric(record: Record, name: str) -> Chart | None:
     values, log = record.curve(name), name in _LOGARITHMIC
     if log:
         values = values.where(values.values > 0)
-    number = len(record.rows) and f"metric-{''.join(c if c.isascii() and c.isalnum() else '-' for c in name)}"
-    return metric_chart(str(number), title, values, caption, form=".3~g", noisy=not log, log=log)
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
+    return metric_chart(f"metric-{plain}", title, values, caption, form=".3~g", noisy=not log, log=log)
 
 
 def _others(record: Record) -> list[str]:

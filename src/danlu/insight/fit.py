@@ -21,7 +21,7 @@ import numpy as np
 from danlu.insight.curve import Curve
 
 Fitting: TypeAlias = Literal["under-fitting", "fitting well", "over-fitting", "not known"]
-Improving: TypeAlias = Literal["levelled off", "still improving", "fell back", "no better than at first"]
+Improving: TypeAlias = Literal["levelled off", "still improving", "fell back", "no better than at first", "too early to tell"]
 Converging: TypeAlias = Literal["converging", "not converging"]
 Verdict: TypeAlias = Fitting | Improving | Converging
 """Of what is fitted, of what acts, of what converges."""

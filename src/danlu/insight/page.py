@@ -22,6 +22,7 @@ _TONES: dict[Verdict, str] = {
     "still improving": "under",
     "fell back": "over",
     "no better than at first": "over",
+    "too early to tell": "unknown",
     "converging": "good",
     "not converging": "over",
 }

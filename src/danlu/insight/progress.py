@@ -41,8 +41,7 @@ def judge_returns(train: Curve, held_out: Curve) -> Fit:
     """
     curve, what = (held_out, "held-out return") if len(held_out) >= MIN_MEASURED else (train, "training return")
     if len(curve) < MIN_MEASURED:
-        seen = f"{len(curve)} of its returns {'was' if len(curve) == 1 else 'were'} measured"
-        return Fit("not known", f"It is too early to tell: {seen} so far, and {MIN_MEASURED} are needed.")
+        return Fit("too early to tell", f"Returns were measured {len(curve)} times so far; {MIN_MEASURED} are needed.")
     quarters = np.array_split(curve.values, 4)
     first, last = float(curve.values[0] if what[0] == "h" else quarters[0].mean()), float(quarters[3].mean())
     best, best_step = _best(curve)
@@ -70,7 +69,7 @@ def judge_error(error: Curve, name: str) -> Fit:
         'The error went from 1 to 0.034, about as step^-0.50 in the second half.'
     """
     if len(error) < MIN_MEASURED:
-        return Fit("not known", f"It is too early to tell: the {name} was measured {len(error)} times so far.")
+        return Fit("too early to tell", f"The {name} was measured {len(error)} times so far.")
     quarters = np.array_split(error.values, 4)
     last = float(quarters[3].mean())
     rate = _rate(error.where(np.arange(len(error)) >= len(error) // 2))
