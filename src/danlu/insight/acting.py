@@ -15,11 +15,14 @@ from danlu.units import count
 
 _METRICS = {
     "policy_loss": ("Policy loss", "What moves the policy."),
+    "actor_loss": ("Actor's loss", "What moves the policy."),
     "value_loss": ("Value loss", "How far what was expected is from what came."),
     "entropy": ("Entropy", "Of the policy, nats an action; it falls as the policy makes up its mind."),
     "kl": ("Divergence", "How far an update moved the policy, nats an action."),
     "value": ("Value", "What the agent expects, on the mean."),
-    "clip_fraction": ("Clipped", "Share of actions whose probability ratio was out of bounds."),
+    "reward": ("Reward", "A step, on the mean."),
+    "changed": ("Policy changed", "Share of states whose action changed."),
+    "clip": ("Clipped", "Share of actions whose probability ratio was out of bounds."),
     "explained_variance": ("Explained variance", "Share of the returns' variance that the values foresee; 1 is all."),
     "epsilon": ("Exploration", "The chance of an action at random."),
     "temperature": ("Temperature", "What a nat of entropy is worth."),
@@ -29,7 +32,8 @@ _METRICS = {
 """Metrics that are known, in the order they are drawn in."""
 _LOGARITHMIC = {"error", "step_size"}
 _ELSEWHERE = {
-    *("step", "loss", "return", "estimate", "root", "episodes", "episode_length", "env_steps", "total_env_steps"),
+    *("step", "loss", "return", "estimate", "iterate", "root", "episodes", "episode_length"),
+    *("env_steps", "total_env_steps"),
     *("seconds", "steps_per_second", "lr", "grad_norm", "memory_bytes", "mfu", "packing_efficiency"),
     *("tokens", "total_tokens", "tokens_per_second", "samples", "packs", "epochs"),
 }
@@ -39,7 +43,7 @@ _MOST_OTHERS = 12
 
 def acted(record: Record) -> bool:
     """Whether the run learned from acting."""
-    told = ("total_env_steps", "env_steps", "held_out_return", "estimate")
+    told = ("total_env_steps", "env_steps", "held_out_return", "estimate", "iterate")
     return record.last("world") is not None or any(len(record.curve(name)) for name in told)
 
 
@@ -51,8 +55,7 @@ def acting_facts(record: Record) -> list[Fact]:
         num = world.number("num_envs") or 1
         found.append(Fact("Environment", world.text("env"), f"{num:,.0f} side by side" if num > 1 else ""))
     found += _return_facts(record)
-    for name, words in (("estimate", "Estimate"), ("error", "Error")):
-        curve = record.curve(name)
+    for words, curve in (("Estimate", _estimate(record)), ("Error", record.curve("error"))):
         if len(curve):
             found.append(Fact(words, f"{curve.values[-1]:.4g}", "last step"))
     steps = env_steps(record)
@@ -89,7 +92,7 @@ def judge_acting(record: Record) -> Fit:
         return judge_error(error, "error")
     held_out, train = record.curve("held_out_return"), record.curve("return")
     if not len(held_out) and not len(train):
-        return Fit("too early to tell", "No return has been measured, and no error is known.")
+        return Fit("not measured", "No return has been measured, and no error is known.")
     return judge_returns(train, held_out)
 
 
@@ -98,11 +101,11 @@ def acting_charts(record: Record) -> list[Chart | None]:
     curve = record.curve
     drawn = [
         returns_chart(curve("return"), curve("held_out_return"), curve("held_out_return_std")),
-        estimate_chart(curve("estimate"), _root(record)),
+        estimate_chart(_estimate(record), _root(record)),
         metric_chart(
             "length", "Episode length", curve("episode_length"), "Steps of the environment, on the mean.", from_zero=True
         ),
-        metric_chart("loss", "Loss", curve("loss"), "What the method makes of its experience."),
+        _loss(curve("loss")),
     ]
     names = [*_METRICS, *_others(record)]
     drawn += [_metric(record, name) for name in names]
@@ -122,6 +125,20 @@ def world_facts(record: Record) -> tuple[Fact, ...]:
         *(("states", "States"), ("actions", "Actions")),
     )
     return tuple(Fact(words, world.text(name)) for name, words in named if world.text(name))
+
+
+def _loss(loss: Curve) -> Chart | None:
+    """The method's own; where a sweep left nothing to be mended, that cannot be on a logarithmic axis."""
+    caption, done = "What the method makes of its experience.", loss.values == 0
+    if done.any() and (loss.values > 0).any() and (loss.values >= 0).all():
+        return metric_chart("loss", "Loss", loss.where(~done), f"{caption} Where it is 0 it is left out.", log=True)
+    return metric_chart("loss", "Loss", loss, caption)
+
+
+def _estimate(record: Record) -> Curve:
+    """What was found so far of a number that is sought; of several its first component."""
+    estimate = record.curve("estimate")
+    return estimate if len(estimate) else record.curve("iterate")
 
 
 def _metric(record: Record, name: str) -> Chart | None:

@@ -21,9 +21,10 @@ import numpy as np
 from danlu.insight.curve import Curve
 
 Fitting: TypeAlias = Literal["under-fitting", "fitting well", "over-fitting", "not known"]
-Improving: TypeAlias = Literal["levelled off", "still improving", "fell back", "no better than at first", "too early to tell"]
+Improving: TypeAlias = Literal["levelled off", "still improving", "fell back", "no better than at first"]
 Converging: TypeAlias = Literal["converging", "not converging"]
-Verdict: TypeAlias = Fitting | Improving | Converging
+Open: TypeAlias = Literal["too early to tell", "not measured"]
+Verdict: TypeAlias = Fitting | Improving | Converging | Open
 """Of what is fitted, of what acts, of what converges."""
 
 MIN_STEPS = 40

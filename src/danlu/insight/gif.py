@@ -26,6 +26,8 @@ _SECONDS = 4.0
 """A short episode is shown slowly enough to be followed."""
 _HOLD = 1000
 """Milliseconds for which the end is shown, before it begins again."""
+_LOOKED_AT = 400_000
+"""Pixels: a quarter of a second's work, and several of everything that can be seen."""
 _TICK = 10
 """Milliseconds that a GIF counts in."""
 _SHORTEST = 2
@@ -79,14 +81,11 @@ def _speed(num: int) -> float:
 
 
 def _palette(images: Sequence[Image.Image]) -> Image.Image:
-    """The colours of some frames, evenly spread, as one palette for all."""
-    image = _library()
-    some = [images[at] for at in sorted({round(i * (len(images) - 1) / 7) for i in range(8)})]
-    width, height = some[0].size
-    strip = image.new("RGB", (width * len(some), height))
-    for number, each in enumerate(some):
-        strip.paste(each, (number * width, 0))
-    return strip.quantize(256)
+    """One palette for all frames, by some pixels of each, so that what appears only once has its colour too."""
+    width, height = images[0].size
+    apart = max(1, round((len(images) * width * height / _LOOKED_AT) ** 0.5))
+    some = np.concatenate([np.asarray(each)[::apart, ::apart] for each in images])
+    return _library().fromarray(some).quantize(256)
 
 
 def _library() -> ModuleType:

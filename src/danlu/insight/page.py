@@ -23,6 +23,7 @@ _TONES: dict[Verdict, str] = {
     "fell back": "over",
     "no better than at first": "over",
     "too early to tell": "unknown",
+    "not measured": "unknown",
     "converging": "good",
     "not converging": "over",
 }
