@@ -13,7 +13,7 @@ import pytest
 
 from commands import Say
 from danlu.errors import RunError, UnsupportedError
-from danlu.playing import Policy, play, record
+from danlu.playing import Policy, play, recorded
 
 
 class Countdown(gym.Env[int, int]):
@@ -59,19 +59,28 @@ def made(env_id: str, options: Mapping[str, Any] | None, *, render_mode: str | N
     return Made(Countdown(render_mode))
 
 
-def frames(
-    env_id: str, options: Mapping[str, Any], act: Callable[[Any], Any], seed: int, longest: int
-) -> tuple[list[np.ndarray], float]:
+@dataclass
+class Recorded:
+    frames: list[np.ndarray]
+    rewards: float
+    length: int
+    frames_per_second: float = 10.0
+
+
+def record(
+    env_id: str, act: Callable[[Any], Any], *, options: Mapping[str, Any] | None, seed: int, longest: int
+) -> Recorded:
+    assert (env_id, options) == ("Countdown-v0", {})
     env, total = Countdown(), 0.0
     observation, _ = env.reset(seed=seed)
-    seen = [np.full((8, 8, 3), observation, np.uint8)]
+    seen = [np.full((8, 8, 3), 9 * observation, np.uint8)]
     for _ in range(longest):
         observation, reward, terminated, _, _ = env.step(act(observation))
-        seen.append(np.full((8, 8, 3), observation, np.uint8))
+        seen.append(np.full((8, 8, 3), 9 * observation, np.uint8))
         total += reward
         if terminated:
             break
-    return seen, total
+    return Recorded(seen, total, len(seen) - 1)
 
 
 def asks(policy: Policy) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def asks(policy: Policy) -> dict[str, Any]:
 def test_episodes_begin_by_their_seeds_and_are_cut_where_asked() -> None:
     done = [(e.seed, e.returned, e.length, e.whole) for e in play(**asks(Trained()), make=made)]
     assert done == [(4, 18.0, 9, True), (5, 20.0, 10, True), (6, 20.0, 10, False)]
-    seen = list(record(**asks(Trained()), frames=frames))
+    seen = list(recorded(**asks(Trained()), record=record))
     assert [(e.seed, e.returned, e.length) for e in seen] == [(4, 18.0, 9), (5, 20.0, 10), (6, 20.0, 10)]
     assert [len(e.frames) for e in seen] == [10, 11, 11]
 
@@ -121,7 +130,7 @@ def test_what_an_environment_lacks_is_a_sentence(fault: Exception, kind: type[Ex
     def broken(*_: Any, **__: Any) -> Any:
         raise fault
 
-    for acted in (play(**asks(Trained()), make=broken), record(**asks(Trained()), frames=broken)):
+    for acted in (play(**asks(Trained()), make=broken), recorded(**asks(Trained()), record=broken)):
         with pytest.raises(kind, match=words):
             next(acted)
 
@@ -132,7 +141,7 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     for name, word, part in (
         ("danlu.acting_files", "load_agent", lambda run: loaded.append(str(run)) or Trained()),
-        ("danlu.world.environments", "frames", frames),
+        ("danlu.world.recording", "record", record),
         ("danlu.world.making", "make", made),
     ):
         module = ModuleType(name)

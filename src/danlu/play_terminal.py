@@ -12,7 +12,7 @@ from rich.console import Console as Rich
 from danlu.engine.record import json_line
 from danlu.errors import RecipeError
 from danlu.insight.gif import write_gif
-from danlu.playing import Episode, Frames, Make, Policy, play, record
+from danlu.playing import Episode, Make, Policy, Record, play, recorded
 
 
 def play_run(
@@ -35,8 +35,8 @@ def play_run(
         window: whether it is shown on the screen as it goes.
     """
     from danlu.acting_files import load_agent  # type: ignore[import-not-found]
-    from danlu.world.environments import frames  # type: ignore[import-not-found]
     from danlu.world.making import make  # type: ignore[import-not-found]
+    from danlu.world.recording import record  # type: ignore[import-not-found]
 
     require_place(out, window)
     return show_play(
@@ -45,7 +45,7 @@ def play_run(
         seed=seed,
         longest=longest,
         make=make,
-        frames=frames,
+        record=record,
         out=out,
         window=window,
     )
@@ -58,7 +58,7 @@ def show_play(
     seed: int,
     longest: int,
     make: Make,
-    frames: Frames,
+    record: Record,
     out: Path | None = None,
     window: bool = False,
 ) -> list[Episode]:
@@ -70,7 +70,7 @@ def show_play(
         seed: of the first; each of the others has the next one.
         longest: steps after which an episode is cut short.
         make: makes the environment.
-        frames: acts an episode and keeps what was seen.
+        record: acts an episode and keeps what was seen.
         out: a GIF to be written of all of them.
         window: whether it is shown on the screen as it goes.
 
@@ -84,13 +84,14 @@ def show_play(
     if out is None:
         acted = play(policy, episodes=episodes, seed=seed, longest=longest, make=make, window=window)
     else:
-        acted = record(policy, episodes=episodes, seed=seed, longest=longest, frames=frames)
+        acted = recorded(policy, episodes=episodes, seed=seed, longest=longest, record=record)
     done: list[Episode] = []
     for episode in acted:
         _tell(len(done), episode)
         done.append(episode)
     if out is not None:
-        write_gif(out, [frame for episode in done for frame in episode.frames])
+        frames = [frame for episode in done for frame in episode.frames]
+        write_gif(out, frames, done[0].frames_per_second)
     _conclude(done, out)
     return done
 

@@ -33,13 +33,37 @@ class Policy(Protocol):
         ...
 
 
-class Frames(Protocol):
-    """Acts one episode and keeps what was seen of it."""
+class Recording(Protocol):
+    """One episode, as it was seen; `danlu.world.recording.Recording`."""
+
+    @property
+    def frames(self) -> Sequence[np.ndarray]:
+        """``[H, W, 3]`` in uint8 each, before the first step and after each one."""
+        ...
+
+    @property
+    def rewards(self) -> float:
+        """Their sum."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """In steps."""
+        ...
+
+    @property
+    def frames_per_second(self) -> float:
+        """At which it is meant to be seen."""
+        ...
+
+
+class Record(Protocol):
+    """Acts one episode and keeps what was seen of it; `danlu.world.recording.record`."""
 
     def __call__(
-        self, env_id: str, options: Mapping[str, Any], act: Callable[[Any], Any], seed: int, longest: int
-    ) -> tuple[Sequence[np.ndarray], float]:
-        """The frames, ``[H, W, 3]`` in uint8 each, and what the episode returned."""
+        self, env_id: str, act: Callable[[Any], Any], *, options: Mapping[str, Any] | None, seed: int, longest: int
+    ) -> Recording:
+        """The episode."""
         ...
 
 
@@ -58,7 +82,7 @@ class Made(Protocol):
 
 
 class Make(Protocol):
-    """Makes an environment."""
+    """Makes an environment; `danlu.world.making.make`."""
 
     def __call__(self, env_id: str, options: Mapping[str, Any] | None, *, render_mode: str | None) -> Made:
         """The environment, which shows itself as it is asked to."""
@@ -75,6 +99,7 @@ class Episode:
         length: its steps.
         whole: whether it ended by itself, and was not cut short.
         frames: what was seen of it, where that was kept.
+        frames_per_second: at which that is meant to be seen.
     """
 
     seed: int
@@ -82,6 +107,7 @@ class Episode:
     length: int
     whole: bool
     frames: Sequence[np.ndarray] = field(default=(), repr=False)
+    frames_per_second: float | None = None
 
 
 def play(
@@ -118,19 +144,13 @@ def play(
             made.env.close()
 
 
-def record(policy: Policy, *, episodes: int, seed: int, longest: int, frames: Frames) -> Iterator[Episode]:
+def recorded(policy: Policy, *, episodes: int, seed: int, longest: int, record: Record) -> Iterator[Episode]:
     """The same, with what was seen of each; see `play`."""
-    for number in range(episodes):
-        steps = 0
-
-        def act(observation: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            return policy.act(observation)
-
+    options = policy.env_options
+    for at in range(seed, seed + episodes):
         with _told(policy):
-            seen, returned = frames(policy.env_id, policy.env_options, act, seed + number, longest)
-        yield Episode(seed + number, returned, steps, steps < longest, seen)
+            one = record(policy.env_id, policy.act, options=options, seed=at, longest=longest)
+        yield Episode(at, one.rewards, one.length, one.length < longest, one.frames, one.frames_per_second)
 
 
 @contextmanager
@@ -151,7 +171,8 @@ def _episode(made: Made, policy: Policy, seed: int, longest: int) -> Episode:
     observation, _ = env.reset(seed=seed)
     returned = 0.0
     for step in range(1, whole + 1):
-        observation, reward, terminated, truncated, _ = env.step(policy.act(observation))
+        action = np.asarray(policy.act(np.asarray(observation)))
+        observation, reward, terminated, truncated, _ = env.step(action if action.ndim else action.item())
         returned += float(reward)
         if terminated or truncated:
             return Episode(seed, returned, step, True)

@@ -68,3 +68,8 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'danlu\[play\]'"):
         gif_bytes(moving(2))
+
+
+def test_an_episode_is_as_fast_as_its_environment_says() -> None:
+    _, durations = decoded(gif_bytes(moving(20), 50))
+    assert durations[:-1] == [20] * 19

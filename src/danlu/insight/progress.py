@@ -43,15 +43,19 @@ def judge_returns(train: Curve, held_out: Curve) -> Fit:
     if len(curve) < MIN_MEASURED:
         return Fit("too early to tell", f"Returns were measured {len(curve)} times so far; {MIN_MEASURED} are needed.")
     quarters = np.array_split(curve.values, 4)
-    first, last = float(curve.values[0] if what[0] == "h" else quarters[0].mean()), float(quarters[3].mean())
-    best, best_step = _best(curve)
-    gain, noise = best - first, NOISE * _error(curve.values)
+    begun = curve.values[:1] if curve is held_out else quarters[0]
+    first, last = float(begun.mean()), float(quarters[3].mean())
+    window = max(1, len(curve) // 8)
+    best, best_step = _best(curve, window)
+    gain, sways = best - first, _Noise(curve.values)
     span = f"The {what} went from {first:.4g} to {last:.4g}"
-    if best - last > max(LOST * gain, noise):
+    if best - first <= sways(window, len(begun)):
+        return Fit("no better than at first", f"{span}: nothing was gained.")
+    if best - last > max(LOST * gain, sways(window, len(quarters[3]))):
         return Fit("fell back", f"{span}, and was {best:.4g} around step {best_step:,}.")
-    if last - first <= noise:
+    if last - first <= sways(len(begun), len(quarters[3])):
         return Fit("no better than at first", f"{span}, which is no more than it sways.")
-    if last - float(quarters[2].mean()) > max(GAINED * gain, noise):
+    if last - float(quarters[2].mean()) > max(GAINED * gain, sways(len(quarters[2]), len(quarters[3]))):
         return Fit("still improving", f"{span}, and still rises: more steps would help.")
     return Fit("levelled off", f"{span}, where it stays.")
 
@@ -78,20 +82,23 @@ def judge_error(error: Curve, name: str) -> Fit:
     return Fit("converging" if last <= SHRUNK * float(error.values[0]) else "not converging", sentence)
 
 
-def _best(curve: Curve) -> tuple[float, int]:
-    """The largest mean of neighbours, a quarter of the run at most, and where."""
-    window = max(1, len(curve) // 8)
+def _best(curve: Curve, window: int) -> tuple[float, int]:
+    """The largest mean of so many neighbours, and where."""
     total = np.concatenate([[0.0], np.cumsum(curve.values)])
     means = (total[window:] - total[:-window]) / window
     at = int(means.argmax())
     return float(means[at]), int(curve.steps[at + window // 2])
 
 
-def _error(values: Float[np.ndarray, " N"]) -> float:
-    """The standard error of a quarter's mean, from successive differences, whose median lone jumps do not move."""
-    apart = np.abs(np.diff(values))
-    deviation = float(np.median(apart)) / 0.954  # of normal ones: sqrt(2) times 0.6745
-    return deviation / max(len(values) / 4, 1) ** 0.5
+class _Noise:
+    """How far means lie apart by chance, from successive differences, whose median lone jumps do not move."""
+
+    def __init__(self, values: Float[np.ndarray, " N"]) -> None:
+        self._deviation = float(np.median(np.abs(np.diff(values)))) / 0.954  # of normal ones: sqrt(2) times 0.6745
+
+    def __call__(self, num: int, other: int) -> float:
+        """Of the means of so many values, and of so many others."""
+        return NOISE * self._deviation * (1 / num + 1 / other) ** 0.5
 
 
 def _rate(curve: Curve) -> float | None:

@@ -39,7 +39,8 @@ def returns_over_seeds(records: Sequence[Record]) -> Chart:
     grouped: dict[str, list[Curve]] = {}
     for method, curve in curves:
         grouped.setdefault(method, []).append(curve)
-    begin, end = (pick(int(c.steps[i]) for _, c in curves) for pick, i in ((max, 0), (min, -1)))
+    begin = max(int(curve.steps[0]) for _, curve in curves)
+    end = min(int(curve.steps[-1]) for _, curve in curves)
     if begin >= end:
         raise RunError("the runs have no steps of the environment in common", do="Give runs that are as long.")
     at = np.linspace(begin, end, _PLACES)
