@@ -1,4 +1,4 @@
-"""`danlu play`: a trained agent acts, and what comes of it is told, as words on a terminal and as JSON lines elsewhere."""
+"""`danlu play`: how a trained agent acts, as words on a terminal and as JSON lines elsewhere."""
 
 from __future__ import annotations
 

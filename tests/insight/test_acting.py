@@ -54,7 +54,9 @@ def test_a_run_that_acted(make_run: MakeRun) -> None:
     named = {f"metric-{name}" for name in ("policy-loss", "value-loss", "entropy", "kl", "squashed-surprise")}
     assert set(drawn) == {"returns", "length", "loss", "speed", "lr", "grad-norm", "memory", *named}
     held_out = drawn["returns"]["data"][-1]
-    assert held_out["y"] == pytest.approx([row["held_out_return"] for row in deep_rows(200) if "held_out_return" in row], rel=1e-4)
+    assert held_out["y"] == pytest.approx(
+        [row["held_out_return"] for row in deep_rows(200) if "held_out_return" in row], rel=1e-4
+    )
 
 
 def test_the_shade_is_a_standard_deviation_to_either_side() -> None:
@@ -86,7 +88,13 @@ def test_values_of_a_finite_world_over_its_measurements(make_run: MakeRun) -> No
     assert sum("hidden" in attrs for tag, attrs in page.elements if tag == "div") == 2
     (slider,) = [attrs for tag, attrs in page.elements if tag == "input"]
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "2", "2")
-    for words in ("step 20", "state 5: 2, action 4", "a ring: stay", "dashed frames are forbidden", "whole frame is the"):
+    for words in (
+        "step 20",
+        "state 5: 2, action 4",
+        "a ring: stay",
+        "dashed frames are forbidden",
+        "whole frame is the",
+    ):
         assert words in page.text, words
     assert "Values " not in page.text.split("Timeline")[1]
 

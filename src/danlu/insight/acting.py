@@ -1,4 +1,4 @@
-"""What a report shows of a run that learned from acting: returns, what was learned of each state, what it converges to."""
+"""What a report shows of a run that learned from acting: what came of it, what it cost, what the method measures."""
 
 from __future__ import annotations
 
@@ -103,7 +103,11 @@ def acting_charts(record: Record) -> list[Chart | None]:
         returns_chart(curve("return"), curve("held_out_return"), curve("held_out_return_std")),
         estimate_chart(_estimate(record), _root(record)),
         metric_chart(
-            "length", "Episode length", curve("episode_length"), "Steps of the environment, on the mean.", from_zero=True
+            "length",
+            "Episode length",
+            curve("episode_length"),
+            "Steps of the environment, on the mean.",
+            from_zero=True,
         ),
         _loss(curve("loss")),
     ]

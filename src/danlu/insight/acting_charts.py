@@ -113,7 +113,9 @@ def seeds_chart(bands: Mapping[str, Band], y_title: str, caption: str) -> Chart:
                 thin = {"color": color, "width": 1}
                 traces.append(_line(band.at, values, thin, opacity=0.35, hoverinfo="skip", showlegend=False))
         mean = _line(band.at, band.each.mean(0), {"color": color, "width": 2}, name=name)
-        mean.customdata = [[_five(low), _five(high)] for low, high in zip(band.each.min(0), band.each.max(0), strict=True)]
+        mean.customdata = [
+            [_five(low), _five(high)] for low, high in zip(band.each.min(0), band.each.max(0), strict=True)
+        ]
         reach = ", %{customdata[0]:.4~g} to %{customdata[1]:.4~g}" if several else ""
         mean.hovertemplate = f"%{{y:.4~g}}{reach}<extra>%{{fullData.name}}</extra>"
         traces.append(mean)

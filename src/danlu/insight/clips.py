@@ -11,7 +11,7 @@ _MOST_BYTES = 3 * 2**20
 
 
 def clips_of(record: Record) -> tuple[Clip, ...]:
-    """Some of the episodes, evenly over the run, the first and the last among them; what cannot be shown is left out."""
+    """Some of the episodes, evenly over the run, the first and the last among them, of those that can be shown."""
     shown = {event.text("path"): event for event in record.events if event.kind == "frames"}
     found = [clip for clip in (_clip(record, event) for event in shown.values()) if clip]
     if len(found) <= _MOST_CLIPS:

@@ -33,7 +33,9 @@ def returns_over_seeds(records: Sequence[Record]) -> Chart:
     """
     where = {_world(record) for record in records}
     if len(where) > 1:
-        raise RunError(f"the runs acted in several environments: {', '.join(sorted(where))}", do="Compare those of one.")
+        raise RunError(
+            f"the runs acted in several environments: {', '.join(sorted(where))}", do="Compare those of one."
+        )
     name = "held_out_return" if all(len(record.curve("held_out_return")) > 1 for record in records) else "return"
     curves = [(_method(record), _against_env_steps(record, name)) for record in records]
     grouped: dict[str, list[Curve]] = {}

@@ -107,7 +107,10 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
             return "Data ready", ", ".join(f"{value} {name}" for value, name in parts)
         case "model":
             size = event.number("parameters")
-            words = [event.text("architecture") or event.text("agent"), f"{count(size)} parameters" if size is not None else ""]
+            words = [
+                event.text("architecture") or event.text("agent"),
+                f"{count(size)} parameters" if size is not None else "",
+            ]
             return "Model built", ", ".join(word for word in words if word)
         case "world":
             num = event.number("num_envs") or 1

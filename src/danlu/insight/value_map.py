@@ -210,7 +210,7 @@ def _scale(low: float, high: float, width: int, y: int) -> str:
     """The colours from the smallest value to the largest."""
     num = 40
     bar = "".join(
-        f'<rect x="{100 * i / num:g}" y="{y}" width="{100 / num + 0.2:g}" height="10" fill="{_colored(i / (num - 1))[0]}"/>'
+        f'<rect x="{2.5 * i:g}" y="{y}" width="2.7" height="10" fill="{_colored(i / (num - 1))[0]}"/>'
         for i in range(num)
     )
     words = f'<text class="scale" x="106" y="{y + 9}">{_short(low)} to {_short(high)}</text>'
