@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from danlu.acting import Agent
-from danlu.acting_files import agent_of, environments_of, save_agent
+from danlu.acting_files import Policy, agent_of, environments_of, save_agent
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.guarding import Guards
@@ -27,11 +26,12 @@ from danlu.engine.record import Recorder
 from danlu.engine.turns import Turns
 from danlu.errors import UnsupportedError
 from danlu.experience.source import Acted
+from danlu.insight.gif import write_gif
 from danlu.random import fold
 from danlu.reading import dump_recipe
 from danlu.recipe_acting import ActingRecipe
 from danlu.world.environments import Environments
-from danlu.world.recording import drawn_plan
+from danlu.world.recording import record
 
 _SHOWN_STATES = 4096
 """States of a finite world whose values are written down, at most."""
@@ -82,6 +82,8 @@ class ActingExperiment:
         recipe = self.recipe
         return Acted(
             self.environments,
+            recipe.data.env or "",
+            recipe.data.options,
             seed=recipe.run.seed,
             budget=recipe.data.env_steps,
             remembers=recipe.method.remembers,
@@ -91,7 +93,7 @@ class ActingExperiment:
     def optimizer(self) -> torch.optim.Optimizer:
         """What moves the agent's parameters."""
         if any(p.requires_grad for p in self.policy.parameters()):
-            return self.recipe.optimizer.build(self.policy)
+            return self.recipe.optimizer.of([group for group in self.policy.groups() if group["params"]])
         return torch.optim.SGD([torch.zeros(1)], lr=0.0)  # a table is moved by its method
 
     def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
@@ -152,17 +154,17 @@ class ActingExperiment:
         if self.environments is None or not self.recipe.data.eval_episodes:
             return []
         num, longest = self.recipe.data.eval_episodes, self.recipe.data.eval_steps
-        apart = self.environments.another(num_envs=num, seed=fold(self.recipe.run.seed, "measure") % 2**31)
-        returns, going = np.zeros(num), np.ones(num, bool)
-        for _ in range(longest):
-            actions = agent.act(torch.from_numpy(apart.observations), None).actions.numpy()
-            came = apart.step(actions)
-            returns += np.where(going, came.raw_rewards, 0.0)
-            going &= ~(came.terminated | came.truncated)
-            if not going.any():
-                break
-        apart.close()
-        return list(returns)
+        limit = min(longest, self.recipe.data.time_limit or longest)
+        seed = fold(self.recipe.run.seed, "measure") % 2**31
+        returns: dict[int, float] = {}
+        with environments_of(self.recipe, num_envs=num, seed=seed, like=self.environments, time_limit=limit) as apart:
+            for _ in range(limit):
+                chosen = agent.act(torch.from_numpy(apart.observations), None)
+                for episode in apart.step(chosen.actions.numpy()).ended:
+                    returns.setdefault(episode.index, episode.rewards)
+                if len(returns) == num:
+                    break
+        return list(returns.values())
 
     def _shown(self, run: Path, step: int) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Values and what is done in each state of a finite world; an episode in pictures, where that is asked for."""
@@ -176,14 +178,29 @@ class ActingExperiment:
             if values is not None:
                 yield "values", {"values": [round(float(v), 6) for v in values], "actions": actions.tolist()}
         if self.recipe.data.record:
-            path, returned, length = drawn_plan(environments, self.policy, run / "frames" / f"step-{step}.gif")
-            yield "frames", {"path": str(path.relative_to(run)), "return": returned, "length": length}
+            yield "frames", self._recorded(run, step)
+
+    def _recorded(self, run: Path, step: int) -> dict[str, Any]:
+        """An episode in pictures, in a file of the run."""
+        data, policy = self.recipe.data, Policy(self.policy, self.recipe, self._averages)
+        assert data.env is not None
+        seed = fold(self.recipe.run.seed, "show") % 2**31
+        seen = record(data.env, policy.act, options=data.options, seed=seed, longest=data.time_limit or data.eval_steps)
+        path = run / "frames" / f"step-{step}.gif"
+        path.parent.mkdir(exist_ok=True)
+        write_gif(path, seen.frames, seen.frames_per_second)
+        return {"path": str(path.relative_to(run)), "return": seen.rewards, "length": seen.length}
+
+    @property
+    def _averages(self) -> dict[str, Any] | None:
+        """What observations are normalised by, where they are."""
+        known = None if self.environments is None else self.environments.statistics
+        return None if known is None or known.observations is None else known.save()
 
     def export(self, directory: Path, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Write the agent: its tensors, and what it is made from."""
         with writing():
-            averages = None if self.environments is None else self.environments.averages()
-            save_agent(self.policy, self.recipe, averages, directory)
+            save_agent(self.policy, self.recipe, self._averages, directory)
 
 
 def assemble_acting(recipe: ActingRecipe, ranks: Ranks = ALONE) -> ActingExperiment:
@@ -197,7 +214,7 @@ def assemble_acting(recipe: ActingRecipe, ranks: Ranks = ALONE) -> ActingExperim
         what = f"an agent learns in one process, and these are {ranks.size}"
         raise UnsupportedError(what, do="Leave torchrun out; data.workers runs slow environments in processes.")
     device = Device.choose("cpu" if recipe.run.device == "auto" else recipe.run.device, recipe.run.threads, ranks)
-    environments = environments_of(recipe)
+    environments = None if recipe.data.env is None else environments_of(recipe)
     try:
         policy = agent_of(recipe, environments)
     except BaseException:

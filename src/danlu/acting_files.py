@@ -17,29 +17,44 @@ from danlu.errors import CheckpointError
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe_acting import ActingRecipe
 from danlu.world.environments import Environments
+from danlu.world.normalizing import Statistics
 
 _CONFIG, _TENSORS = "agent.json", "model.safetensors"
 
 
-def environments_of(recipe: ActingRecipe, *, num_envs: int | None = None) -> Environments | None:
+def environments_of(
+    recipe: ActingRecipe,
+    *,
+    num_envs: int | None = None,
+    seed: int | None = None,
+    like: Environments | None = None,
+    time_limit: int | None = None,
+) -> Environments:
     """What a recipe's agent acts in.
+
+    Args:
+        recipe: what says so.
+        num_envs: so many; the recipe's by default.
+        seed: of all that is random in them; the recipe's by default.
+        like: environments whose averages are used, and left as they are.
+        time_limit: steps after which episodes are cut; the recipe's by default.
 
     Raises:
         RecipeError, UnsupportedError: when there is no such environment, or its package is missing.
     """
     data = recipe.data
-    if data.env is None:
-        return None
+    assert data.env is not None
     return Environments(
         data.env,
         data.num_envs if num_envs is None else num_envs,
-        seed=recipe.run.seed,
+        seed=recipe.run.seed if seed is None else seed,
         options=data.options,
-        workers=data.workers,
+        workers=0 if like is not None else data.workers,
         normalize_observations=data.normalize_observations,
         normalize_rewards=data.normalize_rewards,
-        gamma=getattr(recipe.method, "gamma", 1.0),
-        time_limit=data.time_limit,
+        gamma=getattr(recipe.method, "gamma", None),
+        time_limit=data.time_limit if time_limit is None else time_limit,
+        statistics=None if like is None else like.statistics,
     )
 
 
@@ -76,7 +91,11 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, recipe: ActingRecipe, averages: Mapping[str, Any] | None) -> None:
-        self.agent, self.recipe, self.averages = agent, recipe, averages
+        self.agent, self.recipe = agent, recipe
+        self._statistics: Statistics | None = None
+        if averages is not None:
+            self._statistics = Statistics(agent.spaces.observation.shape, None)
+            self._statistics.load(averages)
 
     @property
     def spaces(self) -> Spaces:
@@ -98,6 +117,7 @@ class Policy:
         space = self.spaces.observation
         seen = np.asarray(observation, dtype=space.dtype)
         one = seen.ndim == len(space.shape or ())
+        seen = seen if self._statistics is None else self._statistics.normal(seen)
         chosen = self.agent.act(torch.from_numpy(seen[None] if one else seen), None).actions.numpy()
         return (int(chosen[0]) if chosen.ndim == 1 else chosen[0]) if one else chosen
 
@@ -120,7 +140,7 @@ def load_agent(path: str | Path) -> Policy:
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the agent's files cannot be read: {error}", where=folder) from error
-    environments = environments_of(recipe, num_envs=1)
+    environments = None if recipe.data.env is None else environments_of(recipe, num_envs=1)
     agent = agent_of(recipe, environments)
     if environments is not None:
         environments.close()

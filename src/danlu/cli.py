@@ -89,13 +89,18 @@ def _finish(run: object) -> None:
 
 
 @app.command()
-def report(run: Annotated[str, _RUN]) -> None:
+def report(
+    run: Annotated[str, _RUN],
+    others: Annotated[
+        list[str] | None, typer.Option("--with", metavar="RUN", help="Runs with other seeds, to draw beside it.")
+    ] = None,
+) -> None:
     """Write a run's report.html and say where it is."""
     from pathlib import Path
 
     from danlu.insight.report import write_report
 
-    typer.echo(write_report(Path(run)))
+    typer.echo(write_report(Path(run), [Path(other) for other in others or ()]))
 
 
 @app.command()
@@ -255,16 +260,44 @@ def chat(
     )
 
 
+@app.command()
+def play(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that learned from acting, or its final/.")],
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first; the others have the next ones.")] = 0,
+    longest: Annotated[int, typer.Option(min=1, help="Steps after which an episode is cut short.")] = 1000,
+    out: Annotated[str | None, typer.Option(metavar="FILE.gif", help="Write what is seen as a GIF.")] = None,
+    window: Annotated[bool, typer.Option("--window", help="Show it on the screen.")] = False,
+) -> None:
+    """Let a trained agent act, by what it thinks best."""
+    from pathlib import Path
+
+    from danlu.play_terminal import play_run
+
+    gif = None if out is None else Path(out)
+    play_run(run, episodes=episodes, seed=seed, longest=longest, out=gif, window=window)
+
+
 @app.command("list")
 def list_(
     what: Annotated[
         str | None, typer.Argument(metavar="[WHAT]", help="recipes, or a kind; everything by default.")
     ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Group methods by goal, mechanism, data or level.")
+    ] = None,
 ) -> None:
     """List what there is, each with its source."""
     from danlu import console
 
-    console.show_catalogue(what)
+    if by is None:
+        console.show_catalogue(what)
+    elif what in (None, "method", "methods"):
+        console.show_methods(by)
+    else:
+        from danlu.errors import RecipeError
+
+        raise RecipeError(f"--by groups methods, not {what}", do=f"Ask for: danlu list methods --by {by}.")
 
 
 @app.command()

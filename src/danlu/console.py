@@ -199,6 +199,25 @@ def show_catalogue(what: str | None) -> None:
     Rich().print(table)
 
 
+def show_methods(by: str) -> None:
+    """Every method under a word of what it is for, how it learns, what from, or what it keeps that in."""
+    from danlu.catalogue import methods_by
+
+    groups = methods_by(by)
+    if not sys.stdout.isatty():
+        for word, entries in groups.items():
+            for entry in entries:
+                print("\t".join((word, entry.name, entry.summary, entry.source)))
+        return
+    table = Table(by, "name", "what it is", "source", box=None)
+    for word, entries in groups.items():
+        for number, entry in enumerate(entries):
+            first = "" if number else f"[bold]{_plain(word)}[/]"
+            table.add_row(first, *map(_plain, (entry.name, entry.summary, entry.source)))
+        table.add_section()
+    Rich().print(table)
+
+
 def _plain(text: str) -> str:
     """Text in which rich finds no markup."""
     from rich.markup import escape

@@ -196,10 +196,17 @@ class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
-        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), or "experience" (of acting).
+        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), or "experience" (what comes of
+            acting).
+        goal: what for, in a word or two, as a catalogue has it ("language modelling", "control").
+        mechanism: how, in two or three words ("maximum likelihood", "temporal difference").
+        level: what it keeps what it learned in: "table", "features" or "network".
     """
 
     learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
+    goal: ClassVar[str] = ""
+    mechanism: ClassVar[str] = ""
+    level: ClassVar[str] = "network"
 
 
 class SequenceMethod(Method, ABC):

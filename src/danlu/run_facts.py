@@ -15,6 +15,7 @@ from danlu.engine.work import passes
 from danlu.experiment import Experiment
 from danlu.parts.quantized import num_bytes, num_weights
 from danlu.registry import name_of
+from danlu.world.finite import map_of
 
 
 def plan(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _world_facts(experiment: ActingExperiment) -> dict[str, Any]:
         "action": str(spaces.action),
         "states": spaces.num_states,
         "actions": spaces.num_actions,
-        **environments.map(),
+        **map_of(data.env, data.options),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from danlu.acting import Agent, Replay, Spaces, Steps, World
-from danlu.errors import UnsupportedError
+from danlu.errors import RunError, UnsupportedError
 from danlu.experience.replay import Ring
 from danlu.random import fold
 from danlu.world.environments import Environments
-from danlu.world.finite import world_of
+from danlu.world.finite import start_at, world_of
+from danlu.world.making import Made, make
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Acted:
 
     Args:
         environments: where it acts; None where a method learns from no environment.
+        env_id: what these are.
+        options: what each takes.
         seed: what it explores by follows from it.
         budget: steps of all environments, at most; None is no bound.
         remembers: steps that `replay` keeps.
@@ -48,6 +52,8 @@ class Acted:
     def __init__(
         self,
         environments: Environments | None,
+        env_id: str = "",
+        options: Mapping[str, Any] | None = None,
         *,
         seed: int,
         budget: int | None,
@@ -60,6 +66,8 @@ class Acted:
         self._asked = 0
         self._ring: Ring | None = None
         self._ended: list[tuple[float, int]] = []
+        self._env_id, self._options = env_id, dict(options or {})
+        self._one: Made | None = None
         if remembers and environments is not None:
             self._ring = Ring(environments.spaces, remembers, folder)
 
@@ -93,7 +101,7 @@ class Acted:
     @property
     def model(self) -> World:
         """All there is to know of a finite world."""
-        return world_of(self.environments.env_id, self.environments.options)
+        return world_of(self._env_id, self._options)
 
     def rollout(self, agent: Agent, steps: int, *, explore: bool = True) -> Steps:
         """The agent's next steps in every environment, on from where these are, ``[steps, N]``."""
@@ -112,35 +120,46 @@ class Acted:
             rows.put(t, "terminated", came.terminated)
             rows.put(t, "truncated", came.truncated)
             rows.put(t, "following", came.following)
+            self._ended += [(episode.rewards, episode.length) for episode in came.ended]
         self.env_steps += steps * environments.num_envs
-        self._ended += environments.ended()
         if self._ring is not None:
             self._ring.add({name: rows.flat(name) for name in _REMEMBERED})
         return rows.steps()
 
     def episode(self, agent: Agent, *, start: tuple[int, int] | None = None, longest: int) -> Steps:
         """One whole episode of an environment of its own, ``[T, 1]``, as long as it is or `longest`."""
-        self._asked += 1
+        if self._one is None:
+            self._one = make(self._env_id, self._options)
+        env, limit = self._one.env, min(longest, self._one.limit or longest)
         seed = fold(self._seed, "episode", self._asked) % 2**31
-        environment = self.environments.another(num_envs=1, seed=seed)
-        chance, rows = self._chance(), _Rows(longest)
-        if start is not None:
-            environment.put(start[0])
-        for t in range(longest):
-            seen = environment.observations
-            actions = agent.act(torch.from_numpy(seen), chance).actions.numpy()
+        self._asked += 1
+        seen = env.reset(seed=seed)[0] if start is None else start_at(env, start[0], seed=seed)
+        chance, rows, ended, t, total = self._chance(), _Rows(limit), False, 0, 0.0
+        space = self.spaces.observation
+        while t < limit and not ended:
+            shown = self._shown(np.asarray(seen, space.dtype)[None])
+            actions = agent.act(torch.from_numpy(shown), chance).actions.numpy()
             if start is not None and t == 0:
                 actions = np.full_like(actions, start[1])
-            rows.put(t, "observations", seen)
+            seen, reward, terminated, truncated, _ = env.step(actions[0] if actions.ndim > 1 else actions.item())
+            truncated = not terminated and (truncated or t + 1 == limit)
+            if not math.isfinite(reward):
+                raise RunError(f"{self._env_id} gave a reward of {reward} at step {t + 1} of an episode")
+            rows.put(t, "observations", shown)
             rows.put(t, "actions", actions)
-            came = environment.step(actions)
-            for name in ("rewards", "terminated", "truncated", "following"):
-                rows.put(t, name, getattr(came, name))
-            if came.terminated[0] or came.truncated[0]:
-                break
-        self.env_steps += t + 1
-        self._ended += environment.ended()
-        return rows.steps(t + 1)
+            rows.put(t, "rewards", np.array([reward]))
+            rows.put(t, "terminated", np.array([terminated]))
+            rows.put(t, "truncated", np.array([truncated]))
+            rows.put(t, "following", self._shown(np.asarray(seen, space.dtype)[None]))
+            t, total, ended = t + 1, total + float(reward), bool(terminated or truncated)
+        self.env_steps += t
+        self._ended.append((total, t))
+        return rows.steps(t)
+
+    def _shown(self, observations: np.ndarray) -> np.ndarray:
+        """As the agent sees them."""
+        known = self.environments.statistics
+        return observations if known.observations is None else known.normal(observations)
 
     def tally(self) -> Tally:
         """What has come since this was asked last."""
@@ -189,6 +208,8 @@ class Acted:
         """End what runs in the background."""
         if self._environments is not None:
             self._environments.close()
+        if self._one is not None:
+            self._one.env.close()
 
 
 _REMEMBERED = ("observations", "actions", "rewards", "terminated", "truncated", "following")

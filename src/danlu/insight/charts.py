@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 MAX_POINTS = 2000
 """A chart has about a thousand pixels across; a smallest and a largest value for each is all that can be seen."""
 BLUE, ORANGE, TEAL = "#3b82f6", "#e0731d", "#0d9488"
-_SMOOTHING = 40
+SMOOTHING = 40
 """The moving mean spans a fortieth of the run: what is left of the noise is far below what the eye follows."""
-_FEW = 30
+FEW = 30
 """So few points are marked one by one."""
-_TALL, _LOW = 380, 230
+TALL, LOW = 380, 230
 _LOG_ABOVE = 30.0
 """A positive curve whose peak is so many times its median is drawn on a logarithmic axis, or its bulk would be flat."""
 
@@ -46,12 +46,12 @@ def loss_chart(train: Curve, held_out: Curve, unit: str = "Nats a token.") -> Ch
     """Training loss, raw and smoothed, and held-out loss with its lowest point ringed."""
     import plotly.graph_objects as go
 
-    traces = _traces(train, "training", BLUE, "%{y:.4f}")
+    traces = traces_of(train, "training", BLUE, "%{y:.4f}")
     if len(held_out):
         style = {"color": ORANGE, "width": 2}
-        marker = {"size": 6 if len(held_out) <= _FEW else 3, "color": ORANGE}
+        marker = {"size": 6 if len(held_out) <= FEW else 3, "color": ORANGE}
         drawn = held_out.envelope(MAX_POINTS)
-        xy = {"x": drawn.steps.tolist(), "y": _rounded(drawn)}
+        xy = {"x": drawn.steps.tolist(), "y": rounded(drawn)}
         traces.append(go.Scatter(**xy, name="held out", mode="lines+markers", line=style, marker=marker))
         best = int(held_out.values.argmin())
         ring = {"size": 13, "color": "rgba(0,0,0,0)", "line": {"color": ORANGE, "width": 2}}
@@ -60,8 +60,8 @@ def loss_chart(train: Curve, held_out: Curve, unit: str = "Nats a token.") -> Ch
         traces[-2].hovertemplate = "held out %{y:.4f}<extra></extra>"
     if not traces:
         return None
-    caption = f"{unit} {_about(train)} Drag across a chart to zoom in, double-click to zoom out."
-    return Chart("loss", "Loss", caption, _json(go.Figure(traces), _TALL, legend=True), _TALL, wide=True)
+    caption = f"{unit} {about(train)} Drag across a chart to zoom in, double-click to zoom out."
+    return Chart("loss", "Loss", caption, figure_json(go.Figure(traces), TALL, legend=True), TALL, wide=True)
 
 
 def metric_chart(
@@ -74,6 +74,7 @@ def metric_chart(
     unit: str = "",
     from_zero: bool = False,
     noisy: bool = True,
+    log: bool = False,
 ) -> Chart | None:
     """One metric over the steps; none where it was never written.
 
@@ -86,18 +87,19 @@ def metric_chart(
         unit: written after each number.
         from_zero: whether the axis starts at zero.
         noisy: whether a moving mean says more than the values themselves.
+        log: whether the axis is logarithmic, where it can be, whatever the values.
     """
     import plotly.graph_objects as go
 
     if not len(curve):
         return None
-    figure = go.Figure(_traces(curve, "", TEAL, f"%{{y:{'.3~s' if form == '~s' else form}}}{unit}", noisy))
+    figure = go.Figure(traces_of(curve, "", TEAL, f"%{{y:{'.3~s' if form == '~s' else form}}}{unit}", noisy))
     figure.update_yaxes(tickformat=form, ticksuffix=unit, rangemode="tozero" if from_zero else "normal")
     smallest, middle = float(curve.values.min()), float(np.median(curve.values))
-    if not from_zero and smallest > 0 and float(curve.values.max()) > _LOG_ABOVE * middle:
+    if not from_zero and smallest > 0 and (log or float(curve.values.max()) > _LOG_ABOVE * middle):
         figure.update_yaxes(type="log", dtick=1)
         caption += " Logarithmic."
-    return Chart(name, title, caption.strip(), _json(figure, _LOW), _LOW)
+    return Chart(name, title, caption.strip(), figure_json(figure, LOW), LOW)
 
 
 def curves_chart(name: str, title: str, curves: Mapping[str, Curve], caption: str) -> Chart | None:
@@ -106,8 +108,8 @@ def curves_chart(name: str, title: str, curves: Mapping[str, Curve], caption: st
 
     colors = (BLUE, ORANGE, TEAL)
     drawn = [(word, curve) for word, curve in curves.items() if len(curve)]
-    traces = [t for i, (word, c) in enumerate(drawn) for t in _traces(c, word, colors[i % 3], f"{word} %{{y:.4g}}")]
-    return Chart(name, title, caption, _json(go.Figure(traces), _LOW, legend=True), _LOW) if traces else None
+    traces = [t for i, (word, c) in enumerate(drawn) for t in traces_of(c, word, colors[i % 3], f"{word} %{{y:.4g}}")]
+    return Chart(name, title, caption, figure_json(go.Figure(traces), LOW, legend=True), LOW) if traces else None
 
 
 def calibration_chart(name: str, title: str, bins: Sequence[tuple[float, float, float]], caption: str) -> Chart | None:
@@ -132,7 +134,7 @@ def calibration_chart(name: str, title: str, bins: Sequence[tuple[float, float, 
     figure = go.Figure([line, held])
     figure.update_xaxes(tickformat=".0%", range=[0.48, 1.02])
     figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.05])
-    return Chart(name, title, caption, _json(figure, _TALL, x_title="confidence"), _TALL)
+    return Chart(name, title, caption, figure_json(figure, TALL, x_title="confidence"), TALL)
 
 
 def histogram_chart(name: str, title: str, edges: list[float], counts: list[float], caption: str) -> Chart | None:
@@ -151,23 +153,31 @@ def histogram_chart(name: str, title: str, edges: list[float], counts: list[floa
     figure.update_xaxes(tickvals=[index - 0.5 for index in at], ticktext=[labels[index] for index in at])
     figure.update_xaxes(range=[-0.51, len(counts) - 0.49])
     figure.update_yaxes(tickformat="~s")
-    return Chart(name, title, caption, _json(figure, _LOW, x_title="tokens"), _LOW, wide=True)
+    return Chart(name, title, caption, figure_json(figure, LOW, x_title="tokens"), LOW, wide=True)
 
 
-def _traces(curve: Curve, name: str, color: str, form: str, noisy: bool = True) -> list[go.Scatter]:
-    """The curve itself and, where it is long enough to be noisy, faintly, with its moving mean over it."""
+def traces_of(curve: Curve, name: str, color: str, form: str, noisy: bool = True) -> list[go.Scatter]:
+    """The curve itself; where it is long enough to be noisy, faintly, with its moving mean over it.
+
+    Args:
+        curve: the values.
+        name: what a legend calls it.
+        color: of the line.
+        form: how a value is written, as plotly's template.
+        noisy: whether a moving mean says more than the values themselves.
+    """
     import plotly.graph_objects as go
 
     if not len(curve):
         return []
-    window = len(curve) // _SMOOTHING
+    window = len(curve) // SMOOTHING
     smooth = noisy and window >= 3
     drawn = curve.envelope(MAX_POINTS)
     raw = go.Scatter(
         x=drawn.steps.tolist(),
-        y=_rounded(drawn),
+        y=rounded(drawn),
         name=f"{name}, each step" if name else "each step",
-        mode="lines+markers" if len(curve) <= _FEW else "lines",
+        mode="lines+markers" if len(curve) <= FEW else "lines",
         line={"color": color, "width": 1 if smooth else 2},
         marker={"color": color, "size": 5},
         opacity=0.35 if smooth else 1.0,
@@ -178,7 +188,7 @@ def _traces(curve: Curve, name: str, color: str, form: str, noisy: bool = True) 
     mean = curve.smoothed(window).thinned(MAX_POINTS)
     over = go.Scatter(
         x=mean.steps.tolist(),
-        y=_rounded(mean),
+        y=rounded(mean),
         name=name or "mean",
         mode="lines",
         line={"color": color, "width": 2},
@@ -187,9 +197,9 @@ def _traces(curve: Curve, name: str, color: str, form: str, noisy: bool = True) 
     return [raw, over]
 
 
-def _about(curve: Curve) -> str:
+def about(curve: Curve) -> str:
     """How the curve was smoothed and thinned, if it was."""
-    window = len(curve) // _SMOOTHING
+    window = len(curve) // SMOOTHING
     means = f"Here and below, faint lines are single steps and strong ones the mean over {window:,} steps."
     parts = [means] if window >= 3 else []
     if len(curve) > MAX_POINTS:
@@ -198,12 +208,13 @@ def _about(curve: Curve) -> str:
     return " ".join(parts)
 
 
-def _rounded(curve: Curve) -> list[float]:
+def rounded(curve: Curve) -> list[float]:
     """Five significant digits: finer than a pixel, and half the size."""
     return [float(f"{value:.5g}") for value in curve.values]
 
 
-def _json(figure: go.Figure, height: int, *, legend: bool = False, x_title: str = "step") -> str:
+def figure_json(figure: go.Figure, height: int, *, legend: bool = False, x_title: str = "step") -> str:
+    """A figure laid out as all of a page are, as JSON that is safe in HTML."""
     figure.update_layout(
         template="none",
         height=height,

@@ -14,13 +14,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from danlu.insight.curve import Curve
 
-Verdict = Literal["under-fitting", "fitting well", "over-fitting", "not known"]
+Fitting: TypeAlias = Literal["under-fitting", "fitting well", "over-fitting", "not known"]
+Improving: TypeAlias = Literal["levelled off", "still improving", "fell back", "no better than at first"]
+Converging: TypeAlias = Literal["converging", "not converging"]
+Open: TypeAlias = Literal["too early to tell", "not measured"]
+Verdict: TypeAlias = Fitting | Improving | Converging | Open
+"""Of what is fitted, of what acts, of what converges."""
 
 MIN_STEPS = 40
 """Fewer leave too few points in the last quarter to tell a slope from noise."""

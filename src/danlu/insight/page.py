@@ -18,6 +18,14 @@ _TONES: dict[Verdict, str] = {
     "under-fitting": "under",
     "over-fitting": "over",
     "not known": "unknown",
+    "levelled off": "good",
+    "still improving": "under",
+    "fell back": "over",
+    "no better than at first": "over",
+    "too early to tell": "unknown",
+    "not measured": "unknown",
+    "converging": "good",
+    "not converging": "over",
 }
 _SHOWN_SAMPLES = 6
 """So many fit into view and still show the way from noise to language; the rest unfold."""
@@ -56,6 +64,29 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Something drawn of a run at some of its steps, of which one is shown at a time.
+
+    Attributes:
+        title: what it says above.
+        caption: what it says below.
+        moments: the steps, each with markup that is made of numbers alone.
+    """
+
+    title: str
+    caption: str
+    moments: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An episode as it was seen: a GIF, and the words below it."""
+
+    caption: str
+    gif: bytes
+
+
+@dataclass(frozen=True)
 class Page:
     """All that a report says, as plain text."""
 
@@ -72,6 +103,9 @@ class Page:
     moments: tuple[Moment, ...]
     recipe: str
     machine: tuple[Fact, ...]
+    drawings: tuple[Drawing, ...] = ()
+    clips: tuple[Clip, ...] = ()
+    world: tuple[Fact, ...] = ()
 
 
 def render(page: Page, plotly_js: str) -> str:
@@ -82,8 +116,11 @@ def render(page: Page, plotly_js: str) -> str:
         ("Warnings", _sentences("rows sentences warnings", page.warnings)),
         ("Notes", _sentences("rows sentences", page.notes)),
         ("Training", charts(page.charts)),
+        ("Values", "".join(card(_drawing(drawing)) for drawing in page.drawings)),
+        ("Episodes", _clips(page.clips)),
         ("Samples", card(samples)),
         ("Data", card(pairs("pairs", page.data)) + charts(page.data_charts)),
+        ("World", card(pairs("pairs", page.world))),
         ("Timeline", card(moments)),
         ("Recipe", card(_recipe(page.recipe))),
         ("Machine and versions", card(pairs("pairs", page.machine))),
@@ -143,6 +180,28 @@ def charts(charts: tuple[Chart, ...]) -> str:
         )
         drawn.append(words)
     return f'<div class="charts">{"".join(drawn)}</div>'
+
+
+def _drawing(drawing: Drawing) -> str:
+    """All its moments, the last one shown; a slider, which a script brings to life, chooses another."""
+    last = len(drawing.moments) - 1
+    shown = [
+        f'<div class="moment"{"" if number == last else " hidden"}><h3>{escape(drawing.title)}, step {step:,}</h3>'
+        f"{markup}</div>"
+        for number, (step, markup) in enumerate(drawing.moments)
+    ]
+    slider = f'<input type="range" aria-label="Measurement" min="0" max="{last}" value="{last}" hidden>' if last else ""
+    caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
+    return f'<figure class="moments">{"".join(shown)}{slider}{caption}</figure>'
+
+
+def _clips(clips: tuple[Clip, ...]) -> str:
+    shown = []
+    for clip in clips:
+        data, words = base64.b64encode(clip.gif).decode(), escape(clip.caption)
+        image = f'<img alt="An episode: {words}" src="data:image/gif;base64,{data}">'
+        shown.append(f'<figure class="card clip">{image}<figcaption>{words}</figcaption></figure>')
+    return f'<div class="clips">{"".join(shown)}</div>' if shown else ""
 
 
 def _spread(samples: tuple[Sample, ...]) -> list[Sample]:

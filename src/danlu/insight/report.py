@@ -6,18 +6,22 @@ The page needs no network: its charts, its script and its style are all in the f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from danlu.insight.acting import acted, acting_charts, acting_facts, judge_acting, world_facts
 from danlu.insight.charts import Chart, histogram_chart, loss_chart, metric_chart
+from danlu.insight.clips import clips_of
 from danlu.insight.curve import Curve
-from danlu.insight.fit import judge_fit
+from danlu.insight.fit import Fit, judge_fit
 from danlu.insight.page import Fact, Page, Sample, render
 from danlu.insight.preferences import learned_preferences, preference_charts, preference_facts
 from danlu.insight.record import Event, Record, as_mapping, as_number, read_record
+from danlu.insight.seeds import returns_over_seeds
 from danlu.insight.timeline import moments_of, notes_of, ranks_of, status_of, warnings_of
+from danlu.insight.value_map import value_drawings
 from danlu.units import count, duration, memory, percent
 
 _DATA_FACTS = (
@@ -38,18 +42,23 @@ _DATA_FACTS = (
 )
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, others: Sequence[Path] = ()) -> Path:
     """Writes `report.html` into a run's directory and returns its path.
 
     The run may be going on still, or have been killed.
 
+    Args:
+        run: its directory.
+        others: runs that acted as this one did, with other seeds, whose returns are drawn beside its own.
+
     Raises:
-        RunError: the directory is no run, or has no metrics to show.
+        RunError: a directory is no run, or has no metrics to show, or runs cannot be compared.
     """
     from plotly.offline import get_plotlyjs
 
     record = read_record(run)
-    html = render(_page(record), get_plotlyjs())
+    together = returns_over_seeds([record, *(read_record(other) for other in others)]) if others else None
+    html = render(_page(record, together), get_plotlyjs())
     path = run / "report.html"
     # Replaced in one go: whoever has the page open reloads the old report or the new one, never half of it.
     partial = run / "report.html.partial"
@@ -58,19 +67,14 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _page(record: Record) -> Page:
+def _page(record: Record, together: Chart | None) -> Page:
     data = record.last("data")
-    vocab_size = data.number("vocab_size") if data else None
     return Page(
         title=record.name,
         status=status_of(record.events),
         facts=_key_facts(record),
-        fit=judge_fit(
-            record.curve("loss"),
-            record.curve("held_out_loss"),
-            vocab_size=None if vocab_size is None or learned_preferences(record) else int(vocab_size),
-        ),
-        charts=_training_charts(record),
+        fit=_fit(record),
+        charts=(*([together] if together else []), *_training_charts(record)),
         warnings=(*warnings_of(record.events), *_doubts(record)),
         notes=notes_of(record.events),
         samples=_samples(record),
@@ -79,13 +83,26 @@ def _page(record: Record) -> Page:
         moments=moments_of(record.events),
         recipe=record.recipe_text,
         machine=_machine(record),
+        drawings=value_drawings(record),
+        clips=clips_of(record),
+        world=world_facts(record),
     )
+
+
+def _fit(record: Record) -> Fit:
+    if acted(record):
+        return judge_acting(record)
+    data = record.last("data")
+    vocab_size = data.number("vocab_size") if data else None
+    known = None if vocab_size is None or learned_preferences(record) else int(vocab_size)
+    return judge_fit(record.curve("loss"), record.curve("held_out_loss"), vocab_size=known)
 
 
 def _key_facts(record: Record) -> tuple[Fact, ...]:
     unit = "" if learned_preferences(record) else "nats a token"
     facts: list[Fact | None] = [
         *preference_facts(record),
+        *(acting_facts(record) if acted(record) else ()),
         _final(record, "held_out_bits_per_byte", "Held-out bits per byte"),
         _final(record, "held_out_loss", "Held-out loss", unit),
         _final(record, "held_out_perplexity", "Held-out perplexity"),
@@ -131,7 +148,11 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
         ((unit, size) for unit, size in (("GiB", 2**30), ("MiB", 2**20)) if _peak(used) >= size), ("B", 1)
     )
     charts = [
-        loss_chart(record.curve("loss"), record.curve("held_out_loss"), *_loss_words(record)),
+        *(
+            acting_charts(record)
+            if acted(record)
+            else [loss_chart(record.curve("loss"), record.curve("held_out_loss"), *_loss_words(record))]
+        ),
         *(preference_charts(record) if learned_preferences(record) else ()),
         metric_chart("throughput", "Tokens a second", record.curve("tokens_per_second"), "", from_zero=True),
         metric_chart(

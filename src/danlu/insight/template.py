@@ -82,6 +82,13 @@ ol { list-style: none; margin: 0; padding: 0; }
 }
 mark { background: var(--mark); color: inherit; border-radius: 3px; padding: 1px 2px; }
 pre b { color: var(--key); font-weight: 500; } pre i { color: var(--muted); font-style: normal; }
+.moments, .clip { margin: 0; }
+.moments svg { display: block; width: 100%; max-height: 560px; }
+.moments input { width: 100%; margin: 12px 0 6px; accent-color: var(--key); }
+.moments .scale { font-size: 11px; fill: var(--muted); }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 16px; }
+.clip img { display: block; width: 100%; max-height: 320px; object-fit: contain; image-rendering: auto; }
+.clip figcaption { margin-top: 8px; }
 details summary { cursor: pointer; color: var(--muted); padding: 6px 0; }
 footer { color: var(--muted); font-size: 0.82rem; margin-top: 48px; }
 :focus-visible { outline: 2px solid var(--key); outline-offset: 2px; }
@@ -101,6 +108,12 @@ SCRIPT = """
 for (const plot of document.querySelectorAll(".plot")) {
   const figure = JSON.parse(document.getElementById(plot.id + "-figure").textContent);
   Plotly.newPlot(plot, figure.data, figure.layout, {displayModeBar: false, responsive: true});
+}
+for (const drawing of document.querySelectorAll(".moments")) {
+  const slider = drawing.querySelector("input"), moments = drawing.querySelectorAll(".moment");
+  if (!slider) continue;
+  slider.hidden = false;
+  slider.addEventListener("input", () => moments.forEach((moment, at) => { moment.hidden = at != slider.value; }));
 }
 """
 

@@ -11,7 +11,7 @@ from danlu.insight.page import Moment
 from danlu.insight.record import Event
 from danlu.units import count, duration
 
-_TOLD_ELSEWHERE = {"sample", "warning"}
+_TOLD_ELSEWHERE = {"sample", "warning", "values", "frames"}
 _REASONS = {"max_time": "run.max_time was over"}
 
 
@@ -107,8 +107,14 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
             return "Data ready", ", ".join(f"{value} {name}" for value, name in parts)
         case "model":
             size = event.number("parameters")
-            words = [event.text("architecture"), f"{count(size)} parameters" if size is not None else ""]
+            words = [
+                event.text("architecture") or event.text("agent"),
+                f"{count(size)} parameters" if size is not None else "",
+            ]
             return "Model built", ", ".join(word for word in words if word)
+        case "world":
+            num = event.number("num_envs") or 1
+            return "Environment made", f"{event.text('env')}{f', {num:,.0f} side by side' if num > 1 else ''}"
         case "end":
             seconds = event.number("seconds")
             words = [_reason(event), at, f"after {duration(seconds)}" if seconds is not None else ""]

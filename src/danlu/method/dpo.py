@@ -44,6 +44,8 @@ from danlu.registry import export
 class DPO(PairPreference):
     """Direct preference optimisation: the likelihood of a pair's chosen answer against its rejected one's."""
 
+    goal: ClassVar[str] = "preference alignment"
+    mechanism: ClassVar[str] = "pairwise contrast"
     roles: ClassVar[tuple[str, ...]] = ("policy", "reference")
 
     beta: float = Field(0.1, gt=0)

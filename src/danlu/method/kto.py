@@ -48,6 +48,8 @@ class Mismatched:
 class KTO(Preference):
     """Kahneman-Tversky optimisation: desirable and undesirable answers, each by itself; a pair is one of each."""
 
+    goal: ClassVar[str] = "preference alignment"
+    mechanism: ClassVar[str] = "prospect theory"
     roles: ClassVar[tuple[str, ...]] = ("policy", "reference")
     estimating: ClassVar[bool] = True
 

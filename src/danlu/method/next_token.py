@@ -9,6 +9,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,9 @@ from danlu.registry import export
 @export("method", "next_token", source="Bengio et al., 2003, https://www.jmlr.org/papers/v3/bengio03a.html")
 class NextToken(MaximumLikelihood):
     """Maximum likelihood of each token given those before it."""
+
+    goal: ClassVar[str] = "language modelling"
+    mechanism: ClassVar[str] = "maximum likelihood"
 
     def group(self, sample: Sample) -> Batch:
         """One causal segment, all of whose tokens but the first are learned."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,9 @@ from danlu.registry import export
 @export("method", "orpo", source="Hong, Lee and Thorne, 2024, https://arxiv.org/abs/2403.07691")
 class ORPO(PairPreference):
     """Odds-ratio preference optimisation: fine-tuning on chosen answers, with a penalty by the odds; no reference."""
+
+    goal: ClassVar[str] = "preference alignment"
+    mechanism: ClassVar[str] = "pairwise contrast"
 
     weight: float = Field(0.1, gt=0)
     """Of the odds; the paper's lambda."""

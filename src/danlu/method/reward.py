@@ -44,6 +44,8 @@ _BINNED = tuple(f"calibration_{number}_{of}" for number in range(BINS) for of in
 class Reward(Preference):
     """Reward model: a score for each answer, whose differences predict which of a pair is preferred."""
 
+    goal: ClassVar[str] = "reward modelling"
+    mechanism: ClassVar[str] = "pairwise contrast"
     scoring: ClassVar[bool] = True
 
     margin: bool = True

@@ -12,6 +12,8 @@ References:
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from danlu.batch import Batch, Sample
@@ -22,6 +24,9 @@ from danlu.registry import export
 @export("method", "sft", source="Ouyang et al., 2022, https://arxiv.org/abs/2203.02155")
 class SFT(MaximumLikelihood):
     """Maximum likelihood of the parts of a sample that are to be learned, given all before them."""
+
+    goal: ClassVar[str] = "instruction tuning"
+    mechanism: ClassVar[str] = "maximum likelihood"
 
     def group(self, sample: Sample) -> Batch:
         """One causal segment, whose learned tokens are learned."""

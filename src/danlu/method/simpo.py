@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -24,6 +25,9 @@ from danlu.registry import export
 @export("method", "simpo", source="Meng, Xia and Chen, 2024, https://arxiv.org/abs/2405.14734")
 class SimPO(PairPreference):
     """Simple preference optimisation: log-probabilities a token, a margin between them, no reference."""
+
+    goal: ClassVar[str] = "preference alignment"
+    mechanism: ClassVar[str] = "pairwise contrast"
 
     beta: float = Field(2.0, gt=0)
     """How much a nat a token is worth."""

@@ -41,6 +41,19 @@ def world_of(env_id: str, options: Mapping[str, Any] | None = None) -> World:
         env.close()
 
 
+def map_of(env_id: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How a world lies on a map, as JSON, where it is a grid: "height", "width", "cells"; else nothing."""
+    made = make(env_id, options)
+    env = made.env.unwrapped
+    if not isinstance(env, GridWorld):
+        env.close()
+        return {}
+    layout = env.layout
+    height, width = layout.size
+    cells = {"forbidden": np.flatnonzero(layout.forbidden).tolist(), "target": int(layout.target)}
+    return {"height": height, "width": width, "cells": cells}
+
+
 def start_at(env: gymnasium.Env[Any, Any], state: int, *, seed: int) -> int:
     """Begin an episode of a finite environment in a state.
 
