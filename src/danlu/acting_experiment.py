@@ -123,7 +123,7 @@ class ActingExperiment:
             calm,
             turns,
             Clock(settings.max_time, self.steps or None, began=self.began),
-            Repeats(None, steps=settings.steps),
+            Repeats(plan.epochs, steps=settings.steps),
             lambda message, step: recorder.event("warning", step=step, message=message),
         )
         history = History(
