@@ -120,6 +120,7 @@ class Actions(Stacked):
 
 def brief(value: Any, longest: int = 160) -> str:
     """A value as short text."""
+    value = value.item() if isinstance(value, np.generic) else value
     text = np.array2string(value, threshold=16, precision=6) if isinstance(value, np.ndarray) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= longest else text[:longest] + " ..."

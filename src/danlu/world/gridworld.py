@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -61,7 +61,7 @@ class Layout:
     starts: np.ndarray
 
 
-class GridWorld(gymnasium.Env[int, int]):
+class GridWorld(gymnasium.Env[Any, Any]):
     """A grid of cells; observations are the number of the cell the agent is in, row by row.
 
     Actions are 0 up, 1 right, 2 down, 3 left, 4 stay. The reward follows from where a step leads: over the boundary,
@@ -91,7 +91,7 @@ class GridWorld(gymnasium.Env[int, int]):
         (17, 1.0, False)
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 8}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 8}  # noqa: RUF012
 
     def __init__(
         self,

@@ -18,14 +18,9 @@ from danlu.world import GRIDWORLD
 
 _SHORT = {"gridworld": GRIDWORLD}
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "toy_text": "toy-text", "classic_control": "classic-control"}
-_PACKAGES = {
-    "ALE": "ale-py",
-    "minigrid": "minigrid",
-    "MiniGrid": "minigrid",
-    "BabyAI": "minigrid",
-    "dm_control": "shimmy",
-}
+_PACKAGES = {"ALE": "ale-py", "MiniGrid": "minigrid", "BabyAI": "minigrid", "dm_control": "shimmy"}
 _JAX = ("phys2d", "tabular")
+_OF_ALL = {"self", "args", "kwargs", "render_mode"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +98,8 @@ def make(
         what = f"'{spec.id}' needs a package that is missing: {error}"
         raise UnsupportedError(what, where="data.env", do=_install(spec)) from None
     except TypeError as error:
-        what = f"'{spec.id}' does not take {given}: {error}"
+        said = str(error).partition(" was raised from the environment creator")[0]
+        what = f"'{spec.id}' does not take {given}: {said}"
         raise RecipeError(what, where="data.options", do=_takes(spec, given)) from None
     except Exception as error:
         what = f"'{spec.id}' could not be made with {given}: {type(error).__name__}: {error}"

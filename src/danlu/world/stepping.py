@@ -120,7 +120,8 @@ class Simulators(Stepper):
         taken = actions.tolist() if self._scalar else actions
         shape, dtype, progress = self._observations.shape, self._observations.dtype, self._progress
         scalar = isinstance(self._observations.space, Discrete)
-        known = int if scalar else np.ndarray
+        known: type = int if scalar else np.ndarray
+        shown: Any
         index = 0
         try:
             for index, env in enumerate(self.envs):
