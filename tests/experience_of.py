@@ -113,7 +113,9 @@ class ExperienceOf:
         return int(self.luck.choice(self.starts))
 
     def step(self, state: int, action: int) -> int:
-        return int(np.searchsorted(self.below[state, action], self.luck.random() * self.below[state, action, -1], "right"))
+        return int(
+            np.searchsorted(self.below[state, action], self.luck.random() * self.below[state, action, -1], "right")
+        )
 
     def rollout(self, agent: Agent, steps: int, *, explore: bool = True) -> Steps:
         rows = []
@@ -134,7 +136,9 @@ class ExperienceOf:
     def episode(self, agent: Agent, *, start: tuple[int, int] | None = None, longest: int) -> Steps:
         state, rows = (self.begin(), []) if start is None else (start[0], [])
         for t in range(longest):
-            action = start[1] if start is not None and t == 0 else int(agent.act(torch.tensor([state]), self.chance).actions)
+            action = (
+                start[1] if start is not None and t == 0 else int(agent.act(torch.tensor([state]), self.chance).actions)
+            )
             following = state if self.world.terminal[state] else self.step(state, action)
             reward = 0.0 if self.world.terminal[state] else float(self.world.rewards[state, action])
             ends = bool(self.world.terminal[following])

@@ -36,7 +36,9 @@ def test_the_incremental_mean_is_the_mean_in_rational_numbers(seen: list[Fractio
 
 
 @given(st.lists(st.fractions(-1000, 1000), min_size=1, max_size=30), st.fractions(-10, 10))
-def test_harmonic_steps_towards_the_mean_are_the_mean_in_rational_numbers(seen: list[Fraction], start: Fraction) -> None:
+def test_harmonic_steps_towards_the_mean_are_the_mean_in_rational_numbers(
+    seen: list[Fraction], start: Fraction
+) -> None:
     w, sizes = start, StepSize(kind="harmonic")
     for k, x in enumerate(seen, 1):
         w -= sizes.move(w - x, k)
@@ -65,7 +67,9 @@ def test_robbins_and_monros_algorithm_on_the_mean_is_the_incremental_mean() -> N
     assert float(one.w) == float(other.w) == float(gradient.w)
 
 
-@pytest.mark.parametrize(("function", "root", "start"), [("tanh", 1, 3), ("cubic", 5 ** (1 / 3), 1.5), ("linear", 10, 0)])
+@pytest.mark.parametrize(
+    ("function", "root", "start"), [("tanh", 1, 3), ("cubic", 5 ** (1 / 3), 1.5), ("linear", 10, 0)]
+)
 def test_it_comes_to_the_root(function: str, root: float, start: float) -> None:
     size = StepSize(kind="polynomial", start=0.1 if function == "cubic" else 1.0, power=0.8)
     agent, told = found(RobbinsMonro(function=function, start=start, noise=0.5, step_size=size, steps=20_000))
@@ -108,7 +112,12 @@ def test_step_sizes() -> None:
 
 def test_a_regressions_weights_are_found() -> None:
     method = StochasticGradient(
-        problem="regression", solution=(1.0, -2.0, 0.5), noise=0.1, batch=4, steps=5000, step_size=StepSize(kind="polynomial", start=0.5)
+        problem="regression",
+        solution=(1.0, -2.0, 0.5),
+        noise=0.1,
+        batch=4,
+        steps=5000,
+        step_size=StepSize(kind="polynomial", start=0.5),
     )
     agent, told = found(method)
     np.testing.assert_allclose(agent.w.detach(), [1.0, -2.0, 0.5], atol=0.01)

@@ -12,19 +12,40 @@ from danlu.acting import World
 from danlu.errors import RunError
 from danlu.method import bellman
 from danlu.method.bellman import Bellman, greedy
-from experience_of import book_grid, corridor, some_world, sparse
-from method.turns import taught
 from danlu.method.policy_iteration import PolicyIteration
 from danlu.method.truncated_policy_iteration import TruncatedPolicyIteration
 from danlu.method.value_iteration import ValueIteration
-from experience_of import ExperienceOf
+from experience_of import ExperienceOf, book_grid, corridor, some_world, sparse
+from method.turns import taught
 
 BOOK = np.array(
-    """5.8 5.6 6.2 6.5 5.8
-       6.5 7.2 8.0 7.2 6.5
-       7.2 8.0 10. 8.0 7.2
-       8.0 10. 10. 10. 8.0
-       7.2 9.0 10. 9.0 8.1""".split(),
+    [
+        "5.8",
+        "5.6",
+        "6.2",
+        "6.5",
+        "5.8",
+        "6.5",
+        "7.2",
+        "8.0",
+        "7.2",
+        "6.5",
+        "7.2",
+        "8.0",
+        "10.",
+        "8.0",
+        "7.2",
+        "8.0",
+        "10.",
+        "10.",
+        "10.",
+        "8.0",
+        "7.2",
+        "9.0",
+        "10.",
+        "9.0",
+        "8.1",
+    ],
     dtype=float,
 )
 """The best values of the book's grid world, to a digit (figure 3.4)."""
@@ -122,7 +143,7 @@ def test_blocks_of_states_are_seams_that_do_not_show(world: World, monkeypatch: 
     equations = Bellman(sparse(world), 0.9)
     np.testing.assert_allclose(equations.sweep(values), whole, atol=1e-12)
     np.testing.assert_allclose(equations.action_values(values).amax(1), whole, atol=1e-12)
-    assert bellman.change(values, values + torch.linspace(0, 1, len(values)).double()) == 1.0
+    assert bellman.change(values, values - torch.linspace(0, 1, len(values)).double()) == pytest.approx(1.0)
 
 
 def test_without_discount_a_world_must_end() -> None:

@@ -73,7 +73,7 @@ class Chain:
         return out
 
     def block(self, scaled: Float[Tensor, " S"], first: int, out: Tensor, spare: Tensor) -> None:
-        """The same for the states from `first` on, as many as `out` has room for, given ``gamma v``; of sparse moves."""
+        """The same for as many states from `first` on as `out` has room for, given ``gamma v``; of sparse moves."""
         here, spare = slice(first, first + len(out)), spare[: len(out)]
         if self.chances is None:
             torch.index_select(scaled, 0, self.moves[0, here], out=out)
@@ -151,11 +151,11 @@ class Bellman:
         world = self.world
         rewards = torch.tensor(np.ascontiguousarray(world.rewards[:, action]), dtype=torch.float64)
         rewards[self.terminal] = 0.0
-        moves = np.ascontiguousarray(world.moves[:, action])
         if world.chances is None:
-            return Chain(rewards, torch.tensor(moves, dtype=torch.float64), None, self.terminal, self.gamma)
-        follow = torch.from_numpy(np.ascontiguousarray(moves.T, dtype=np.int64))
-        chances: np.ndarray | None = np.ascontiguousarray(world.chances[:, action].T, dtype=np.float64)
+            moves = torch.tensor(np.ascontiguousarray(world.moves[:, action]), dtype=torch.float64)
+            return Chain(rewards, moves, None, self.terminal, self.gamma)
+        follow = torch.from_numpy(np.array(world.moves[:, action].T, dtype=np.int64, order="C"))
+        chances: np.ndarray | None = np.array(world.chances[:, action].T, dtype=np.float64, order="C")
         if len(follow) == 1 and chances is not None and bool((chances == 1).all()):
             chances = None
         kept = None if chances is None else torch.from_numpy(chances)

@@ -1,7 +1,7 @@
 """Fixed features of a state: what linear methods weigh.
 
-A state is first a point x of the unit cube [0, 1]^d: an observation of numbers by its bounds, a state's number by its place
-on a grid whose sides are given. Then
+A state is first a point x of the unit cube [0, 1]^d: an observation of numbers by its bounds, a state's number by its
+place on a grid whose sides are given. Then
 
     one_hot     1 for the state itself, else 0                                  as many as there are states
     polynomial  products of powers of the coordinates of 2 x - 1, of degree at most `order`

@@ -1,9 +1,10 @@
 """n-step Sarsa: n rewards as they came, and what the action after them is worth.
 
-    q(s_t, a_t) <- q(s_t, a_t) + a_k [ r_t+1 + gamma r_t+2 + ... + gamma^(n-1) r_t+n + gamma^n q(s_t+n, a_t+n) - q(s_t, a_t) ]
+    g           =  r_t+1 + gamma r_t+2 + ... + gamma^(n-1) r_t+n + gamma^n q(s_t+n, a_t+n)
+    q(s_t, a_t) <- q(s_t, a_t) + a_k [ g - q(s_t, a_t) ]
 
-n = 1 is Sarsa; n without end is Monte Carlo learning: less bias by a table not yet learnt, more variance. What is left of
-fewer than n steps at an episode's end, or a turn's, is learnt from as it is.
+n = 1 is Sarsa; n without end is Monte Carlo learning: less bias by a table not yet learnt, more variance. What is left
+of fewer than n steps at an episode's end, or a turn's, is learnt from as it is.
 
 References:
     Sutton and Barto, 2018, "Reinforcement learning", section 7.2, http://incompleteideas.net/book/the-book-2nd.html
@@ -59,9 +60,7 @@ class NStepSarsa(TemporalDifference):
             while path:
                 self.learn_first(path, None if last.terminated else after, learning)
 
-    def learn_first(
-        self, path: deque[Transition], after: tuple[int, int] | None, learning: Learning
-    ) -> None:
+    def learn_first(self, path: deque[Transition], after: tuple[int, int] | None, learning: Learning) -> None:
         """Learn from the first step of a path, given the state and action behind it, and let it go."""
         goal = 0.0 if after is None else float(learning.entries[after])
         for seen in reversed(path):

@@ -16,7 +16,7 @@ from danlu.method.bellman import Bellman, change, greedy
 from danlu.method.tables import FiniteMethod, PlanningTable
 
 _SLACK = 1e-10
-"""Two actions are equally good that differ by less, of the largest value: rounding must not change a policy for ever."""
+"""Two actions are equally good that differ by less, of the largest value: rounding must not change a policy."""
 
 
 class Planning(FiniteMethod):

@@ -8,7 +8,7 @@ w comes to the root of g with probability one where
     sum a_k = inf,  sum a_k^2 < inf             see `danlu.method.step_size`
     E[eta_k | before] = 0,  E[eta_k^2 | before] bounded
 
-`cubic` breaks the first: from a start not near its root a first step of size 1 leads further away, and so on without end.
+`cubic` breaks the first: from a start not near its root a first step of size 1 leads further away, and so on.
 
 References:
     Robbins and Monro, 1951, "A stochastic approximation method", https://doi.org/10.1214/aoms/1177729586

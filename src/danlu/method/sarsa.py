@@ -2,8 +2,8 @@
 
     q(s, a) <- q(s, a) + a_k [ r + gamma q(s', a') - q(s, a) ]
 
-a' is what is done next, chosen before the table moves; where nothing is done in s' (an episode was cut there, or the turn
-is over) it is drawn from the policy.
+a' is what is done next, chosen before the table moves; where nothing is done in s' (an episode was cut there, or the
+turn is over) it is drawn from the policy.
 
 References:
     Rummery and Niranjan, 1994, "On-line Q-learning using connectionist systems"

@@ -5,9 +5,10 @@ With noise in what is seen, w comes to the root with probability one where (Robb
     sum_k a_k = inf        the steps reach it from wherever they begin,
     sum_k a_k^2 < inf      the noise in them dies out,
 
-where the function rises, neither flatter nor steeper than some lines, and the noise has mean 0 and bounded variance given
-what came before. 1/k is the sample mean; c/k^p does for 1/2 < p <= 1. A constant step breaks the second condition: w then
-stays within a noise of size sqrt(a) about the root, and follows it where it moves, as it does while a policy improves.
+where the function rises, neither flatter nor steeper than some lines, and the noise has mean 0 and bounded variance
+given what came before. 1/k is the sample mean; c/k^p does for 1/2 < p <= 1. A constant step breaks the second
+condition: w then stays within a noise of size sqrt(a) about the root, and follows it where it moves, as it does while a
+policy improves.
 
 References:
     Robbins and Monro, 1951, "A stochastic approximation method", https://doi.org/10.1214/aoms/1177729586
@@ -32,7 +33,7 @@ class StepSize(Config):
     start: float = Field(0.1, gt=0)
     """The first step (constant, polynomial)."""
     power: float = Field(0.75, gt=0.5, le=1)
-    """How fast steps shorten (polynomial): above 1/2 for the noise to die out, at most 1 for steps to reach the goal."""
+    """How fast steps shorten (polynomial): above 1/2 for noise to die out, at most 1 for steps to reach the goal."""
 
     @property
     def settles(self) -> bool:

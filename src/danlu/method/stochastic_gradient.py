@@ -2,8 +2,9 @@
 
     minimise E[ f(w, X) ]            w_k+1 = w_k - a_k (1 / m) sum_i grad f(w_k, x_i)
 
-over m values drawn at each step: m = 1 is stochastic gradient descent, more a mini-batch; what is seen of the gradient is the
-gradient and noise of variance 1/m. Far from the minimum the noise is small beside it, and the way is nearly straight.
+over m values drawn at each step: m = 1 is stochastic gradient descent, more a mini-batch; what is seen of the gradient
+is the gradient and noise of variance 1/m. Far from the minimum the noise is small beside it, and the way is nearly
+straight.
 
     mean        f = 1/2 |w - X|^2                                minimum at E[X]
     regression  f = 1/2 (w . X - Y)^2,  Y = w* . X + noise       minimum at w*

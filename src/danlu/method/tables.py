@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from danlu.acting import ActingMethod, Agent, Choice, Goal, Level, Spaces, World
@@ -164,7 +164,7 @@ def drawn(chances: np.ndarray, chance: torch.Generator | None) -> np.ndarray:
 
 
 def explored(columns: np.ndarray, num_actions: int, epsilon: float, chance: torch.Generator | None) -> np.ndarray:
-    """Actions ``[N]``, but for a share epsilon that is drawn from all alike; as they are without anything to draw by."""
+    """Actions ``[N]``, but for a share epsilon drawn from all alike; as they are without anything to draw by."""
     if chance is None or epsilon <= 0:
         return columns
     uniform = torch.rand(2, len(columns), generator=chance, dtype=torch.float64).numpy()

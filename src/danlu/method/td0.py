@@ -2,8 +2,8 @@
 
     v(s) <- v(s) + a_k [ r + gamma v(s') - v(s) ]
 
-It seeks the solution of Bellman's equation without knowing the model, and comes to it with probability one where every state
-is visited for ever and step sizes, by the visits of each state, meet the conditions of Robbins and Monro.
+It seeks the solution of Bellman's equation without knowing the model, and comes to it with probability one where every
+state is visited for ever and step sizes, by the visits of each state, meet the conditions of Robbins and Monro.
 
 References:
     Sutton, 1988, "Learning to predict by the methods of temporal differences", https://doi.org/10.1007/BF00115009

@@ -131,7 +131,7 @@ class TemporalDifference(FiniteMethod):
 class OneStep(TemporalDifference):
     """Learns from a step when it knows where it led: what the next state is worth follows from the table.
 
-        q(s, a) <- q(s, a) + a_k [ r + gamma worth(s') - q(s, a) ]
+    q(s, a) <- q(s, a) + a_k [ r + gamma worth(s') - q(s, a) ]
     """
 
     def follow(

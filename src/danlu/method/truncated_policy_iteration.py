@@ -3,8 +3,8 @@
     pi_k+1 = greedy in v_k
     v_k+1  = ( r_pi_k+1 + gamma P_pi_k+1 . )^j v_k        j sweeps
 
-One sweep is value iteration, endlessly many are policy iteration; in between each turn costs little more than a sweep of
-value iteration, which takes the best of A actions, and brings v nearer by up to gamma^j.
+One sweep is value iteration, endlessly many are policy iteration; in between each turn costs little more than a sweep
+of value iteration, which takes the best of A actions, and brings v nearer by up to gamma^j.
 
 References:
     Puterman and Shin, 1978, "Modified policy iteration algorithms for discounted Markov decision problems",
