@@ -47,7 +47,7 @@ class Made:
 class Trained:
     """An agent that takes the remainder by three of what it sees."""
 
-    env_id: str = "Countdown-v0"
+    env_id: str | None = "Countdown-v0"
     env_options: Mapping[str, Any] = field(default_factory=dict)
 
     def act(self, observation: Any) -> Any:
@@ -135,6 +135,12 @@ def test_what_an_environment_lacks_is_a_sentence(fault: Exception, kind: type[Ex
             next(acted)
 
 
+def test_what_acts_nowhere_is_not_played() -> None:
+    for acted in (play(**asks(Trained(None)), make=made), recorded(**asks(Trained(None)), record=record)):
+        with pytest.raises(UnsupportedError, match="acts nowhere"):
+            next(acted)
+
+
 @pytest.fixture
 def wired(monkeypatch: pytest.MonkeyPatch) -> None:
     """The modules that the command finds its parts in."""
@@ -166,7 +172,8 @@ def test_the_command_writes_a_gif(say: Say, tmp_path: Path) -> None:
     answer = say("play", "run", "--episodes", 2, "--out", tmp_path / "a.gif")
     assert (answer.status, answer.err) == (0, "")
     assert answer.rows[-1]["gif"] == str(tmp_path / "a.gif")
-    assert image.open(tmp_path / "a.gif").n_frames == 6 + 7
+    with image.open(tmp_path / "a.gif") as read:
+        assert read.n_frames == 6 + 7
 
 
 @pytest.mark.usefixtures("wired")

@@ -19,8 +19,8 @@ class Policy(Protocol):
     """What was trained, as it acts."""
 
     @property
-    def env_id(self) -> str:
-        """The environment it was trained in."""
+    def env_id(self) -> str | None:
+        """The environment it was trained in; None for what finds a number and acts nowhere."""
         ...
 
     @property
@@ -130,13 +130,13 @@ def play(
         window: whether it is shown on the screen.
 
     Raises:
-        UnsupportedError: where there is no screen, or what draws is not installed.
-        RunError: where the environment cannot be made.
+        UnsupportedError: where it acts nowhere, there is no screen, or what draws is not installed.
+        RunError: where the environment cannot be acted in.
     """
     if window:
         require_screen()
-    with _told(policy):
-        made = make(policy.env_id, policy.env_options, render_mode="human" if window else None)
+    with _told(policy) as env_id:
+        made = make(env_id, policy.env_options, render_mode="human" if window else None)
         try:
             for number in range(episodes):
                 yield _episode(made, policy, seed + number, longest)
@@ -148,16 +148,20 @@ def recorded(policy: Policy, *, episodes: int, seed: int, longest: int, record: 
     """The same, with what was seen of each; see `play`."""
     options = policy.env_options
     for at in range(seed, seed + episodes):
-        with _told(policy):
-            one = record(policy.env_id, policy.act, options=options, seed=at, longest=longest)
+        with _told(policy) as env_id:
+            one = record(env_id, policy.act, options=options, seed=at, longest=longest)
         yield Episode(at, one.rewards, one.length, one.length < longest, one.frames, one.frames_per_second)
 
 
 @contextmanager
-def _told(policy: Policy) -> Iterator[None]:
-    """Within, what an environment lacks is a sentence."""
+def _told(policy: Policy) -> Iterator[str]:
+    """Within, what an environment lacks is a sentence; which one it is."""
+    if policy.env_id is None:
+        raise UnsupportedError(
+            "what finds a number acts nowhere", do="Its report shows what it found: danlu report RUN."
+        )
     try:
-        yield
+        yield policy.env_id
     except gym.error.DependencyNotInstalled as error:
         do = "Install it with: pip install 'danlu[play]'."
         raise UnsupportedError(f"what draws {policy.env_id} is not installed", do=do) from error

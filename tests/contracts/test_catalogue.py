@@ -54,6 +54,6 @@ def test_another_word_is_one_sentence(say: Say) -> None:
 def test_on_a_terminal_it_is_a_table(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda _: True)
-    lines = say("list", "--by", "goal").out.splitlines()
-    assert any(re.search(r"preference alignment +dpo ", line) for line in lines)
-    assert any(re.match(r" +kto ", re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines), "said once a group"
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", say("list", "--by", "goal").out).splitlines()
+    assert any(re.match(r" *preference alignment +dpo ", line) for line in lines)
+    assert any(re.match(r" +kto ", line) for line in lines), "said once a group"

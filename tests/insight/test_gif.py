@@ -57,7 +57,8 @@ def test_a_large_picture_becomes_small_by_whole_steps() -> None:
 
 def test_it_begins_again_for_ever(tmp_path: Path) -> None:
     write_gif(tmp_path / "a.gif", moving(3))
-    assert image.open(tmp_path / "a.gif").info["loop"] == 0
+    with image.open(tmp_path / "a.gif") as read:
+        assert read.info["loop"] == 0
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def cells(svg: SVG) -> list[SVG]:
     return [rect for rect in svg.iter("rect") if rect.find("title") is not None]
 
 
-@pytest.mark.parametrize(("action", "way"), enumerate(MOVES))
+@pytest.mark.parametrize(("action", "way"), list(enumerate(MOVES)))
 def test_an_arrow_goes_where_the_action_goes(action: int, way: tuple[int, int]) -> None:
     svg = drawn(Grid(1, 1, MOVES), [0.0], [action])
     (path,) = [p.attrib["d"] for p in svg.iter("path")]

@@ -34,31 +34,31 @@ _SHORTEST = 2
 """Ticks; browsers take shorter ones for a tenth of a second."""
 
 
-def write_gif(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], speed: float | None = None) -> None:
+def write_gif(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], frames_per_second: float | None = None) -> None:
     """Write frames, the last of which is shown for longer, as a GIF that begins again.
 
     Args:
         path: the file, which is replaced.
         frames: all of one size.
-        speed: frames a second; None for one at which they can be followed.
+        frames_per_second: None for one at which they can be followed.
 
     Raises:
         UnsupportedError: when Pillow is not installed.
         RunError: when there is no frame, or the file cannot be written.
     """
-    gif = gif_bytes(frames, speed)
+    gif = gif_bytes(frames, frames_per_second)
     try:
         path.write_bytes(gif)
     except OSError as error:
         raise RunError(f"it cannot be written: {error.strerror}", where=path) from error
 
 
-def gif_bytes(frames: Sequence[UInt8[np.ndarray, "H W 3"]], speed: float | None = None) -> bytes:
+def gif_bytes(frames: Sequence[UInt8[np.ndarray, "H W 3"]], frames_per_second: float | None = None) -> bytes:
     """The same, as the file's content.
 
     Args:
         frames: all of one size.
-        speed: frames a second; None for one at which they can be followed.
+        frames_per_second: None for one at which they can be followed.
 
     Raises:
         UnsupportedError: when Pillow is not installed.
@@ -73,7 +73,7 @@ def gif_bytes(frames: Sequence[UInt8[np.ndarray, "H W 3"]], speed: float | None 
     images = [image.fromarray(np.ascontiguousarray(frame)).reduce(factor) for frame in kept]
     palette = _palette(images)
     first, *rest = [each.quantize(palette=palette, dither=image.Dither.NONE) for each in images]
-    ticks = max(_SHORTEST, round(1000 / _TICK / (speed or _followed(len(frames))) * every))
+    ticks = max(_SHORTEST, round(1000 / _TICK / (frames_per_second or _followed(len(frames))) * every))
     durations = [_TICK * ticks] * len(rest) + [_HOLD]
     out = io.BytesIO()
     first.save(out, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
