@@ -19,14 +19,10 @@ from danlu.acting import Spaces
 from danlu.errors import CheckpointError, RecipeError
 from danlu.random import fold
 from danlu.world.checks import Actions, Stacked
-from danlu.world.dynamics import VECTORIZED, Vectorized, exact
-from danlu.world.grids import Grids
 from danlu.world.history import History, from_text, to_text
-from danlu.world.making import find, make
+from danlu.world.making import make
 from danlu.world.normalizing import Statistics
-from danlu.world.stepping import Simulators, Stepper
-from danlu.world.tables import TABULATED, Tables, follows_table
-from danlu.world.workers import Workers
+from danlu.world.starting import How, start
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,8 @@ class Environments:
         shape = self._shown.shape if normalize_observations else None
         own = Statistics(shape, gamma if normalize_rewards else None)
         self.statistics = own if statistics is None else statistics
-        self._vectorize = vectorize
-        self._stepper = self._start(env_id, workers, timeout)
+        how = How(workers, timeout, vectorize)
+        self._stepper = start(env_id, num_envs, self._options, self._limit, how)
         self._history = None if self._stepper.keeps_state else History(self._actions, num_envs)
         self._keys = [fold(seed, index) for index in range(num_envs)]
         self._episodes = [-1] * num_envs
@@ -255,23 +251,6 @@ class Environments:
     def close(self) -> None:
         """Let go of the environments, and of their processes."""
         self._stepper.close()
-
-    def _start(self, env_id: str, workers: int, timeout: float) -> Stepper:
-        spec = find(env_id)
-        entry = str(spec.entry_point)
-        given = {**spec.kwargs, **self._options}
-        if entry == "danlu.world.gridworld:GridWorld" and self._vectorize:
-            given.pop("render_mode", None)
-            return Grids(self.num_envs, self._limit, given)
-        if workers:
-            return Workers(env_id, self._options, self._limit, self.num_envs, workers, timeout)
-        known: type[Vectorized] | None = VECTORIZED.get(entry) if self._vectorize and exact() else None
-        pays = known is not None and self.num_envs >= known.pays_from and not spec.additional_wrappers
-        if known is not None and pays and known.takes.issuperset(given):
-            return known(self.num_envs, self._limit, given)
-        if self._vectorize and entry in TABULATED and follows_table(given):
-            return Tables(self.num_envs, self._limit, given, env_id)
-        return Simulators(env_id, self._options, self._limit, range(self.num_envs))
 
     def _again(self, state: Mapping[str, Any]) -> np.ndarray:
         if self._history is None:

@@ -121,8 +121,6 @@ class Simulators(Stepper):
         taken = actions.tolist() if self._scalar else actions
         shape, dtype, progress = self._observations.shape, self._observations.dtype, self._progress
         scalar = isinstance(self._observations.space, Discrete)
-        known: type = int if scalar else np.ndarray
-        shown: Any
         index, total = 0, 0.0
         try:
             for index, env in enumerate(self.envs):
@@ -130,8 +128,9 @@ class Simulators(Stepper):
                     progress(index)
                 shown, reward, terminated[index], truncated[index], _ = env.step(taken[index])
                 rewards[index] = reward
-                total += reward  # type: ignore[operator]
-                if type(shown) is known and (scalar or (shown.shape == shape and shown.dtype == dtype)):
+                total += float(reward)
+                fits = type(shown) is np.ndarray and shown.shape == shape and shown.dtype == dtype
+                if fits or (scalar and type(shown) is int):
                     following[index] = shown
                 else:
                     following[index] = self._observations.check(shown, self._where(index, actions))
