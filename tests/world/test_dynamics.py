@@ -18,6 +18,7 @@ KNOWN: list[tuple[str, dict[str, Any], int]] = [
     ("Pendulum-v1", {}, 700),
     ("Pendulum-v1", {"g": 9.81}, 300),
     ("MountainCar-v0", {}, 700),
+    ("Acrobot-v1", {}, 1100),
     ("gridworld", {}, 300),
     ("FrozenLake-v1", {}, 300),
     ("FrozenLake-v1", {"map_name": "8x8", "is_slippery": False}, 300),

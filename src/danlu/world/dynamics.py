@@ -7,7 +7,8 @@ they do, environments are stepped one by one.
 References:
     Barto, Sutton and Anderson, 1983, "Neuronlike adaptive elements that can solve difficult learning control problems",
     https://doi.org/10.1109/TSMC.1983.6313077 Moore, 1990, "Efficient memory-based learning for robot control",
-    https://www.cl.cam.ac.uk/techreports/UCAM-CL-TR-209.html
+    https://www.cl.cam.ac.uk/techreports/UCAM-CL-TR-209.html Sutton, 1996, "Generalization in reinforcement learning:
+    successful examples using sparse coarse coding", https://papers.nips.cc/paper/1109
 """
 
 from __future__ import annotations
@@ -206,6 +207,61 @@ class MountainCar(Vectorized):
         return np.full(len(actions), -1.0), terminated
 
 
+class Acrobot(Vectorized):
+    """Acrobot, as `gymnasium.envs.classic_control.AcrobotEnv`."""
+
+    size = 4
+    pays_from = 3
+
+    def start(self, chance: np.random.Generator) -> np.ndarray:
+        """See `Vectorized.start`."""
+        return chance.uniform(low=-0.1, high=0.1, size=(4,)).astype(np.float32)
+
+    def begin(self, indices: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+        """See `Stepper.begin`."""
+        super().begin(indices, seeds)
+        states = self.state[:, indices].T.astype(np.float32)  # Gymnasium's first state is, and the sines that it shows
+        shown = [(np.cos(a), np.sin(a), np.cos(b), np.sin(b), *rates) for a, b, *rates in states]
+        return np.array(shown, np.float32)
+
+    def show(self, state: np.ndarray) -> np.ndarray:
+        """See `Vectorized.show`."""
+        first, second = np.ascontiguousarray(state[:2])
+        return np.array((np.cos(first), np.sin(first), np.cos(second), np.sin(second), *state[2:]), np.float32).T.copy()
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Vectorized.advance`."""
+        torque, dt, y = actions - 1.0, 0.2, self.state
+        k1 = _acrobot(y, torque)
+        k2 = _acrobot(y + dt / 2.0 * k1, torque)
+        k3 = _acrobot(y + dt / 2.0 * k2, torque)
+        k4 = _acrobot(y + dt * k3, torque)
+        state = y + dt / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)
+        angles, turn = state[:2], math.pi - -math.pi
+        while np.count_nonzero(over := angles > math.pi):
+            angles[over] -= turn
+        while np.count_nonzero(under := angles < -math.pi):
+            angles[under] += turn
+        np.clip(state[2], -4 * math.pi, 4 * math.pi, out=state[2])
+        np.clip(state[3], -9 * math.pi, 9 * math.pi, out=state[3])
+        self.state = state
+        terminated = -np.cos(state[0]) - np.cos(state[1] + state[0]) > 1.0
+        return np.where(terminated, 0.0, -1.0), terminated
+
+
+def _acrobot(state: np.ndarray, torque: np.ndarray) -> np.ndarray:
+    """How the two angles and their rates change, ``[4, N]``; links of mass and length 1."""
+    theta1, theta2, rate1, rate2 = state
+    cosine, sine = np.cos(theta2), np.sin(theta2)
+    d1 = 0.25 + (1.25 + cosine) + 1.0 + 1.0
+    d2 = 0.25 + 0.5 * cosine + 1.0
+    phi2 = 0.5 * 9.8 * np.cos(theta1 + theta2 - math.pi / 2.0)
+    phi1 = -0.5 * _squares(rate2) * sine - rate2 * rate1 * sine + 1.5 * 9.8 * np.cos(theta1 - math.pi / 2) + phi2
+    faster2 = (torque + d2 / d1 * phi1 - 0.5 * _squares(rate1) * sine - phi2) / (1.25 - _squares(d2) / d1)
+    faster1 = -(d2 * faster2 + phi1) / d1
+    return np.array((rate1, rate2, faster1, faster2))
+
+
 def _squares(values: np.ndarray) -> np.ndarray:
     """Each number squared as a number alone is, which may round differently from an array."""
     return np.array([value**2 for value in values], values.dtype)
@@ -226,5 +282,6 @@ VECTORIZED: dict[str, type[Vectorized]] = {
     "gymnasium.envs.classic_control.cartpole:CartPoleEnv": CartPole,
     "gymnasium.envs.classic_control.pendulum:PendulumEnv": Pendulum,
     "gymnasium.envs.classic_control.mountain_car:MountainCarEnv": MountainCar,
+    "gymnasium.envs.classic_control.acrobot:AcrobotEnv": Acrobot,
 }
 """By what Gymnasium makes them with."""
