@@ -11,6 +11,7 @@ from danlu.random import fold
 from danlu.world.dynamics import Vectorized, exact
 from danlu.world.environments import Environments
 from danlu.world.grids import Grids
+from danlu.world.stepping import Simulators
 
 KNOWN: list[tuple[str, dict[str, Any], int]] = [
     ("CartPole-v1", {}, 1500),
@@ -42,7 +43,7 @@ def drive(env: gymnasium.Env[Any, Any], seeds: Iterator[int]) -> Iterator[tuple[
 @pytest.mark.parametrize("num_envs", [1, 5, 7])
 def test_many_at_once_are_gymnasiums_to_the_bit(name: str, options: dict[str, Any], steps: int, num_envs: int) -> None:
     environments = Environments(name, num_envs, seed=11, options=options)
-    assert isinstance(environments._stepper, Vectorized) or num_envs < 5
+    assert isinstance(environments._stepper, Vectorized) or num_envs < 5 or not exact()
     drivers = []
     for index in range(num_envs):
         seeds = (fold(11, index, episode) % 2**31 for episode in range(10**6))
@@ -100,5 +101,7 @@ def test_options_that_are_not_known_here_are_gymnasiums_matter() -> None:
     assert isinstance(Environments("gridworld", workers=2)._stepper, Grids)
 
 
-def test_this_processor_is_exact() -> None:
-    assert exact()
+def test_where_sines_of_many_differ_environments_are_stepped_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(Environments("Pendulum-v1", 5)._stepper, Vectorized) == exact()
+    monkeypatch.setattr("danlu.world.starting.exact", lambda: False)
+    assert isinstance(Environments("Pendulum-v1", 5)._stepper, Simulators)

@@ -17,7 +17,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -84,14 +84,22 @@ class Vectorized(Stepper):
 
     def replay(self, index: int, seed: int, actions: np.ndarray) -> np.ndarray:
         """See `Stepper.replay`."""
-        one = type(self)(1, self.limit, self.options)
+        one = self.alone()
         shown = one.begin([0], [seed])
         for action in actions:
             one.advance(action[None])
             shown = one.show(one.state)
-        self.state[:, index] = one.state[:, 0]
+        self.take(index, one)
         self.elapsed[index] = len(actions)
         return np.asarray(shown[0])
+
+    def alone(self) -> Self:
+        """One more such environment."""
+        return type(self)(1, self.limit, self.options)
+
+    def take(self, index: int, one: Self) -> None:
+        """Put an environment where another one is."""
+        self.state[:, index] = one.state[:, 0]
 
 
 _FAR = np.array([[2.4], [12 * 2 * math.pi / 360]])  # the cart's place and the pole's angle at which it fell

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from danlu.world.dynamics import Vectorized
+from danlu.world.cells import Cells
 from danlu.world.making import make
 
 TABULATED = frozenset(
@@ -26,7 +26,7 @@ def follows_table(options: Mapping[str, Any]) -> bool:
     return not (random_map or options.get("fickle_passenger") or options.get("render_mode"))
 
 
-class Tables(Vectorized):
+class Tables(Cells):
     """Many of one toy.
 
     Args:
@@ -35,8 +35,6 @@ class Tables(Vectorized):
         options: what the environment takes.
         env_id: see `danlu.world.making.find`.
     """
-
-    size = 1
 
     def __init__(self, num_envs: int, limit: int | None, options: Mapping[str, Any], env_id: str) -> None:
         super().__init__(num_envs, limit, options)
@@ -57,24 +55,10 @@ class Tables(Vectorized):
                 self.sums[s, a, : len(chances)] = np.cumsum(chances)
                 for array, values in zip((self.following, self.rewards, self.ends), rest, strict=True):
                     array[s, a, : len(chances)] = values
-        self.cells = np.zeros(num_envs, np.int64)
-        self.chances: list[np.random.Generator] = [np.random.Generator(np.random.PCG64(0))] * num_envs
 
     def start(self, chance: np.random.Generator) -> int:
         """See `Vectorized.start`."""
         return int(np.argmax(self.first > chance.random()))
-
-    def show(self, state: np.ndarray) -> np.ndarray:
-        """See `Vectorized.show`."""
-        return self.cells.copy()
-
-    def begin(self, indices: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
-        """See `Stepper.begin`."""
-        for index, seed in zip(indices, seeds, strict=True):
-            self.chances[index] = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-            self.cells[index] = self.start(self.chances[index])
-        self.elapsed[indices] = 0
-        return self.cells[indices]
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Vectorized.advance`."""
@@ -84,11 +68,6 @@ class Tables(Vectorized):
         self.cells = self.following[at]
         return self.rewards[at], self.ends[at]
 
-    def replay(self, index: int, seed: int, actions: np.ndarray) -> np.ndarray:
-        """See `Stepper.replay`."""
-        one = Tables(1, self.limit, self.options, self.env_id)
-        one.begin([0], [seed])
-        for action in actions:
-            one.advance(action[None])
-        self.cells[index], self.chances[index], self.elapsed[index] = one.cells[0], one.chances[0], len(actions)
-        return np.asarray(self.cells[index])
+    def alone(self) -> Tables:
+        """See `Vectorized.alone`."""
+        return Tables(1, self.limit, self.options, self.env_id)
