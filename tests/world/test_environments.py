@@ -180,6 +180,7 @@ def test_statistics_of_another_are_used_and_left_alone() -> None:
         (lambda s: s.update(env="Pendulum-v1"), "saved with env = 'Pendulum-v1'"),
         (lambda s: s.update(num_envs=4), "saved with num_envs = 4"),
         (lambda s: s.update(seed=4), "saved with seed = 4"),
+        (lambda s: s.update(options='{"g": 9}'), "saved with options"),
         (lambda s: s["actions"].pop(), "of other environments"),
         (lambda s: s.update(actions=None), "saved another way"),
         (lambda s: s["actions"][0].update(data="@"), "cannot be read"),

@@ -7,6 +7,7 @@ the actions are taken again in fresh environments.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -207,9 +208,7 @@ class Environments:
         """All that is needed to go on from here to the bit, as JSON."""
         begun = self._raw is not None
         return {
-            "env": self.name,
-            "num_envs": self.num_envs,
-            "seed": self._seed,
+            **self._described(),
             "episodes": list(self._episodes),
             "rewards": self._rewards.tolist(),
             "lengths": self._lengths.tolist(),
@@ -227,9 +226,9 @@ class Environments:
         Raises:
             CheckpointError: where it is of other environments, or where these do not do the same again.
         """
-        for name, mine in (("env", self.name), ("num_envs", self.num_envs), ("seed", self._seed)):
-            if state[name] != mine:
-                what = f"the environments were saved with {name} = {state[name]!r}, and this run has {mine!r}"
+        for name, value in self._described().items():
+            if state[name] != value:
+                what = f"the environments were saved with {name} = {state[name]!r}, and this run has {value!r}"
                 raise CheckpointError(what, do="Resume with the recipe they ran with.")
         self._episodes = [int(episode) for episode in state["episodes"]]
         self._next = [self._episode_seed(index, episode + 1) for index, episode in enumerate(self._episodes)]
@@ -251,6 +250,10 @@ class Environments:
     def close(self) -> None:
         """Let go of the environments, and of their processes."""
         self._stepper.close()
+
+    def _described(self) -> dict[str, Any]:
+        options = json.dumps(self._options, sort_keys=True, default=str)
+        return {"env": self.name, "num_envs": self.num_envs, "seed": self._seed, "options": options}
 
     def _again(self, state: Mapping[str, Any]) -> np.ndarray:
         if self._history is None:
