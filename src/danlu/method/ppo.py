@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -85,7 +85,7 @@ class PPO(ActingMethod):
                 break
             descend(turn.optimizer, self.loss(terms), [agent.networks.theta], self.clip_norm)
         with torch.no_grad():
-            terms = self.terms(agent, batch, clip)
+            terms = self.terms(agent, self._standard(batch), clip)
             metrics = {"loss": self.loss(terms), "policy_loss": terms.policy, "value_loss": terms.value}
             metrics |= {"entropy": terms.said.entropy(), "kl": terms.kl(), "clipped": terms.clipped(clip)}
         return {**metrics, "clip": clip, "explained_variance": batch.explained}
@@ -93,12 +93,15 @@ class PPO(ActingMethod):
     def minibatches(self, batch: OnPolicy, chance: torch.Generator) -> Iterator[OnPolicy]:
         """The steps in another order each epoch, in updates; all at once where an update takes them all."""
         if self.batch_size >= len(batch):
-            yield from [batch] * self.epochs
+            yield from [self._standard(batch)] * self.epochs
             return
         for _ in range(self.epochs):
             mixed = batch.rows(torch.randperm(len(batch), generator=chance))
             for start in range(0, len(batch), self.batch_size):
-                yield mixed.rows(slice(start, start + self.batch_size))
+                yield self._standard(mixed.rows(slice(start, start + self.batch_size)))
+
+    def _standard(self, batch: OnPolicy) -> OnPolicy:
+        return replace(batch, advantages=standardised(batch.advantages)) if self.standardise else batch
 
     def terms(self, agent: ActorCritic, batch: OnPolicy, clip: float) -> Terms:
         """What the loss is made of.
@@ -109,10 +112,9 @@ class PPO(ActingMethod):
             clip: eps.
         """
         said = agent.opinion(batch.x, batch.actions)
-        advantages = standardised(batch.advantages) if self.standardise else batch.advantages
         log_ratio = said.log_prob() - batch.log_prob
         ratio = log_ratio.exp()
-        policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+        policy = -torch.minimum(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages).mean()
         values = said.values
         if self.value_clip is not None:
             values = batch.values + (values - batch.values).clamp(-self.value_clip, self.value_clip)

@@ -185,7 +185,7 @@ class Networks(nn.Module):
         below, hidden = self._broad(x), []
         for matrix, bias in weights.hidden:
             below = torch.baddbmm(bias, below, matrix)
-            hidden.append(below.tanh_() if self.shape.activation == "tanh" else below.relu_())
+            hidden.append(_tanh(below) if self.shape.activation == "tanh" else below.relu_())
         return hidden or [below]
 
     @staticmethod
@@ -226,6 +226,14 @@ class Networks(nn.Module):
             if i or of_x:
                 above = torch.bmm(d, w.hidden[i][0].mT)
         return gradient if of_theta else None, above.sum(0) if of_x else None
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """In place; numpy's takes a tenth of the time of torch's on a processor."""
+    if x.device.type != "cpu":
+        return x.tanh_()
+    np.tanh(x.numpy(), out=x.numpy())
+    return x
 
 
 class _Through(torch.autograd.Function):
