@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from danlu.parts.network import MLP
+from danlu.parts.products import affine, product
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +222,7 @@ class Networks(nn.Module):
         """Every hidden layer, ``[K, B, width]``; where there is none, the input."""
         below, hidden = self._broad(x), []
         for matrix, bias in weights.hidden:
-            below = torch.baddbmm(bias, below, matrix)
+            below = affine(bias, below, matrix)
             hidden.append(_tanh(below) if self.shape.activation == "tanh" else below.relu_())
         return hidden or [below]
 
@@ -255,10 +256,10 @@ class Networks(nn.Module):
         for i in range(len(weights.hidden) - 1, -1, -1):
             d = slope(above, hidden[i])
             if into is not None:
-                torch.bmm((hidden[i - 1] if i else self._broad(x)).mT, d, out=into.hidden[i][0])
+                product((hidden[i - 1] if i else self._broad(x)).mT, d, into.hidden[i][0])
                 torch.sum(d, 1, keepdim=True, out=into.hidden[i][1])
             if i or of_x:
-                above = torch.bmm(d, weights.hidden[i][0].mT)
+                above = product(d, weights.hidden[i][0].mT)
         return above.sum(0) if of_x else None
 
 
