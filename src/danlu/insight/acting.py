@@ -135,8 +135,10 @@ def _loss(loss: Curve) -> Chart | None:
     """The method's own; where a sweep left nothing to be mended, that cannot be on a logarithmic axis."""
     caption, done = "What the method makes of its experience.", loss.values == 0
     if done.any() and (loss.values > 0).any() and (loss.values >= 0).all():
-        return metric_chart("loss", "Loss", loss.where(~done), f"{caption} Where it is 0 it is left out.", log=True)
-    return metric_chart("loss", "Loss", loss, caption)
+        return metric_chart(
+            "loss", "Loss", loss.where(~done), f"{caption} Where it is 0 it is left out.", form=".3~g", log=True
+        )
+    return metric_chart("loss", "Loss", loss, caption, form=".3~g")
 
 
 def _estimate(record: Record) -> Curve:
