@@ -18,7 +18,7 @@ from danlu import registry
 from danlu.batch import Answers, Batch
 from danlu.build import assemble
 from danlu.checking import check
-from danlu.contracts import SequenceMethod, Outcome
+from danlu.contracts import Outcome, SequenceMethod
 from danlu.errors import DataError, RecipeError
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood

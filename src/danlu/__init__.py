@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from danlu.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from danlu.acting_files import Policy, load_agent
     from danlu.exporting import Exported, export
     from danlu.generate import LanguageModel
     from danlu.reading import load_recipe
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "LanguageModel",
+    "Policy",
     "Recipe",
     "Run",
     "Verification",
     "export",
     "load",
+    "load_agent",
     "load_recipe",
     "resume",
     "train",
@@ -43,6 +46,8 @@ _HOMES = {
     "Exported": "danlu.exporting",
     "export": "danlu.exporting",
     "LanguageModel": "danlu.generate",
+    "Policy": "danlu.acting_files",
+    "load_agent": "danlu.acting_files",
     "Recipe": "danlu.recipe",
     "load_recipe": "danlu.reading",
     "Run": "danlu.training",

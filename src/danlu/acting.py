@@ -41,6 +41,11 @@ class Spaces:
     observation: Space[Any]
     action: Space[Any]
 
+    @staticmethod
+    def none() -> Spaces:
+        """What there is where nothing is acted in."""
+        return Spaces(Discrete(1), Discrete(1))
+
     @property
     def num_states(self) -> int | None:
         """How many states a finite world has; None where it is not."""
@@ -119,7 +124,7 @@ class Choice:
 
 
 class Agent(nn.Module, ABC):
-    """What acts: its networks or tables, and all that is kept beside them (targets, averages), as parameters or buffers.
+    """What acts: its networks or tables, and all that is kept beside them, as parameters or buffers.
 
     Every parameter and buffer is saved with a checkpoint; what gradients move is a parameter with `requires_grad`.
 
@@ -143,6 +148,10 @@ class Agent(nn.Module, ABC):
     def values(self, observations: Tensor) -> Float[Tensor, " N"] | None:
         """What it expects to come of each observation; None where it has no opinion."""
         return None
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What gradients move, as an optimiser takes it: "params", and "lr_scale", their rate as a multiple of its."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +212,7 @@ class Experience(Protocol):
         ...
 
     def episode(self, agent: Agent, *, start: tuple[int, int] | None = None, longest: int) -> Steps:
-        """One whole episode of one environment, from its beginning, or, in a finite world, from a state and an action."""
+        """One whole episode of one environment; in a finite world it may begin with a state and an action."""
         ...
 
     @property
@@ -298,7 +307,8 @@ class ActingMethod(Method, ABC):
             raise UnsupportedError(f"{name} chooses {which} actions, and these are {action}", where="data.env")
         if self.finite and spaces.num_states is None:
             what = f"{name} keeps a number for each state, and there is no end of them in {spaces.observation}"
-            raise UnsupportedError(what, where="data.env", do="Choose a finite world (gridworld), or a network's method.")
+            do = "Choose a finite world (gridworld), or a method with a network."
+            raise UnsupportedError(what, where="data.env", do=do)
         if not isinstance(spaces.observation, Box | Discrete | MultiBinary | MultiDiscrete):
             what = f"observations are {type(spaces.observation).__name__}, which no network here takes"
             raise UnsupportedError(what, where="data.env")

@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from danlu.config import Config
-from danlu.reading import dump_recipe, load_recipe
+from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe import HubModel
 from danlu.registry import exported
 from danlu.yaml_text import to_yaml
@@ -20,7 +20,7 @@ def commented_recipe(name: str) -> str:
     Raises:
         RecipeError: when there is no such recipe, or it cannot be meant.
     """
-    recipe = load_recipe(name, interpolate=False)
+    recipe = read_recipe(name, interpolate=False)
     lines = [f"# {name}: edit, then: danlu train FILE"]
     _write(recipe, dump_recipe(recipe), 0, lines)
     return "\n".join(lines) + "\n"
@@ -58,4 +58,4 @@ def _write_name(config: Config, depth: int, lines: list[str]) -> None:
     lines.append(f"{'  ' * depth}name: {own.name}  # {own.summary} One of: {others}")
 
 
-_KINDS = ("adapter", "architecture", "method", "optimizer", "schedule")
+_KINDS = ("adapter", "architecture", "method", "network", "optimizer", "schedule")

@@ -48,12 +48,14 @@ class Console:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """See `Listener`."""
         if not self._terminal:
-            if "held_out_loss" in row or time.monotonic() - self._spoke > _QUIET_SECONDS:
+            if any(name.startswith("held_out_") for name in row) or time.monotonic() - self._spoke > _QUIET_SECONDS:
                 self._say(row)
             return
         if "loss" in row:
-            words = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s  mfu {row['mfu']:.0%}"
-            self._progress.update(self._task, completed=row["step"], description=words)
+            self._progress.update(self._task, completed=row["step"], description=_measured(row))
+        if "held_out_return" in row:
+            spread = f"{row['held_out_return']:.2f} ± {row['held_out_return_std']:.2f}"
+            self._progress.print(f"step {row['step']:>6}  without exploring: return {spread}")
         if "held_out_loss" in row:
             bits = row.get("held_out_bits_per_byte")
             more = "" if bits is None else f"  {bits:.3f} bits/byte"
@@ -65,12 +67,14 @@ class Console:
         if kind in ("start", "resume"):
             self._progress.update(self._task, total=event["steps"], completed=event.get("step", 0))
         if not self._terminal:
-            if kind in ("data", "model", "ranks", "note", "doctor", "resume", *_TOLD):
+            if kind in ("data", "world", "model", "ranks", "note", "doctor", "resume", *_TOLD):
                 self._say({k: v for k, v in event.items() if k not in ("time", "length_histogram")})
         elif kind in ("note", "doctor", *_TOLD):
             self._progress.print(event["message"], markup=False, highlight=False)
         elif kind == "data":
             self._progress.print(_told(event))
+        elif kind == "world":
+            self._progress.print(_world(event))
         elif kind == "ranks":
             self._progress.print(f"{event['size']} ranks, {event['parallel']}")
         elif kind == "model":
@@ -84,6 +88,25 @@ class Console:
     def _say(self, row: Mapping[str, Any]) -> None:
         self._spoke = time.monotonic()
         print(json_line(row), flush=True)
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """An update, on a line."""
+    words = f"loss {row['loss']:.3g}"
+    if "tokens_per_second" in row:
+        return f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s  mfu {row['mfu']:.0%}"
+    if "return" in row:
+        words += f"  return {row['return']:.2f}"
+    if "total_env_steps" in row:
+        words += f"  {row['total_env_steps']:,} steps  {row['steps_per_second']:,.0f} steps/s"
+    return words
+
+
+def _world(world: Mapping[str, Any]) -> str:
+    """What is acted in, on a line."""
+    if world["env"] is None:
+        return "no world: what is learned is drawn by chance"
+    return f"{world['num_envs']} x {world['env']}: {world['observation']} to {world['action']}"
 
 
 _LEFT_OUT = ("cut", "truncated", "empty", "too_short", "unlearned", "refused", "faults")
@@ -105,8 +128,8 @@ def _told(data: Mapping[str, Any]) -> str:
 def _trained(model: Mapping[str, Any]) -> str:
     """What is trained, on a line."""
     whole, trained = model["parameters"], model["trainable"]
-    line = f"{model['architecture']}: {whole:,} parameters"
-    if trained == whole:
+    line = f"{model['architecture'] if 'architecture' in model else model['agent']}: {whole:,} parameters"
+    if trained == whole or "saved_bytes" not in model:
         return line
     saved = f"{memory(model['saved_bytes'])} of gradients and averages saved, {model['passes'] / 3:.0%} of the products"
     return f"{line}, {trained:,} ({trained / whole:.2%}) trained; {saved}"
@@ -143,9 +166,10 @@ def show_result(run: Run) -> None:
         ("held_out_bits_per_byte", "bits per byte"),
         ("held_out_perplexity", "perplexity"),
         ("held_out_loss", "loss"),
+        ("held_out_return", "return"),
     ):
         if run.metrics.get(name) is not None:
-            rich.print(f"held-out {words}: [bold]{run.metrics[name]:.4f}[/]")
+            rich.print(f"{'' if words == 'return' else 'held-out '}{words}: [bold]{run.metrics[name]:.4f}[/]")
     if run.reason != "done":
         ended = "its time is up" if run.reason == "max_time" else f"stopped by {run.reason}"
         rich.print(f"{ended}; go on by: danlu resume {run.path}")

@@ -221,7 +221,7 @@ class SequenceMethod(Method, ABC):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
-    learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
+    learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
     estimating: ClassVar[bool] = False
     scoring: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = False

@@ -134,7 +134,7 @@ class Experiment:
             history=history,
             recorder=recorder,
             guards=guards,
-            continuations=self.continuations,
+            shown=lambda: (("sample", {"prompt": p, "text": t}) for p, t in self.continuations()),
             stopping=stopping,
         )
 

@@ -23,12 +23,14 @@ from danlu.build import assemble
 from danlu.contracts import SequenceModel
 from danlu.data import Tokenizer
 from danlu.engine.checkpoint import Checkpoints
-from danlu.engine.history import require_base, trained
-from danlu.errors import CheckpointError, RecipeError, RunError
+from danlu.engine.history import require_base
+from danlu.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from danlu.fingerprint import model_fingerprint
 from danlu.hub_files import ending_tokens, local_directory, read_json
 from danlu.pretrained import base_directory, load_pretrained, named_base
+from danlu.reading import load_recipe
 from danlu.recipe import HubModel
+from danlu.recipe_acting import ActingRecipe
 from danlu.run_folder import recipe_of, require_checkpoint
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -165,14 +167,18 @@ def _directory(model: str | Path, scratch: Path, step: int | None) -> Path:
 
 def _assembled(run: Path, scratch: Path, step: int | None) -> Path:
     """A run's checkpoint, as the run would write it at its end, on one process."""
-    recipe = recipe_of(run, ["run.device=cpu", "run.compile=false", "run.recompute=none", "run.parallel=auto"]).alone
+    if isinstance(recipe_of(run, ()), ActingRecipe):
+        what = "the run is of an agent, which no other tool reads"
+        raise UnsupportedError(what, where=run, do="Use its final/ by danlu play or danlu.load_agent.")
+    overrides = ("run.device=cpu", "run.compile=false", "run.recompute=none", "run.parallel=auto")
+    recipe = load_recipe(recipe_of(run, overrides)).alone
     require_checkpoint(run)
     if isinstance(recipe.policy, HubModel):  # what stays is not written
         recipe = recipe.with_model("policy", recipe.policy.model_copy(update={"quantize": None}))
     with closing(assemble(recipe)) as experiment:
         saved = Checkpoints(run / "checkpoints").open(step)
         require_base(saved, experiment.base)
-        saved.read_into("model", trained(experiment.policy))
+        saved.read_into("model", experiment.updater().kept)
         experiment.export(scratch)
     return scratch
 

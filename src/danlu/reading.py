@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from danlu.acting import ActingMethod
 from danlu.config import Config, Kind
 from danlu.errors import RecipeError, did_you_mean
 from danlu.recipe import HubModel, Recipe, Roles
+from danlu.recipe_acting import ActingRecipe
 from danlu.registry import exported, lookup, name_of
 from danlu.yaml_text import parse_value, parse_yaml
 
@@ -48,9 +50,28 @@ def recipe_text(name: str) -> str:
         raise RecipeError("the recipe is not UTF-8 text", where=name) from None
 
 
+AnyRecipe: TypeAlias = Recipe | ActingRecipe
+"""A recipe of either family."""
+
+
 def load_recipe(
-    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, interpolate: bool = True
+    source: str | Path | Mapping[str, Any] | AnyRecipe, overrides: Sequence[str] = (), *, interpolate: bool = True
 ) -> Recipe:
+    """`read_recipe` of a method that learns from sequences.
+
+    Raises:
+        RecipeError: also where it learns from acting.
+    """
+    recipe = read_recipe(source, overrides, interpolate=interpolate)
+    if isinstance(recipe, Recipe):
+        return recipe
+    what = f"{name_of(type(recipe.method))} learns from acting, and this is for models of sequences"
+    raise RecipeError(what, where="method", do="Use danlu train, danlu play or danlu report.")
+
+
+def read_recipe(
+    source: str | Path | Mapping[str, Any] | AnyRecipe, overrides: Sequence[str] = (), *, interpolate: bool = True
+) -> AnyRecipe:
     """A recipe from a file, a built-in name or a dictionary, with overrides.
 
     Args:
@@ -61,7 +82,7 @@ def load_recipe(
     Raises:
         RecipeError: for whatever in it cannot be meant, by its place.
     """
-    if isinstance(source, Recipe):
+    if isinstance(source, Recipe | ActingRecipe):
         source = dump_recipe(source)
     if isinstance(source, Mapping):
         raw, name = copy.deepcopy(dict(source)), "recipe"
@@ -78,7 +99,7 @@ def load_recipe(
 
 
 def dump_recipe(recipe: Config) -> dict[str, Any]:
-    """A recipe as plain data that `load_recipe` reads back to an equal one."""
+    """A recipe as plain data that `read_recipe` reads back to an equal one."""
     out: dict[str, Any] = {}
     for field, info in type(recipe).model_fields.items():
         value = getattr(recipe, field)
@@ -153,10 +174,13 @@ class Reader:
     def __init__(self, places: Mapping[tuple[str, ...], str], name: str) -> None:
         self.places, self.name = places, name
 
-    def recipe(self, raw: Mapping[str, Any]) -> Recipe:
+    def recipe(self, raw: Mapping[str, Any]) -> AnyRecipe:
         """All of it."""
-        read = self.config(Recipe, raw, ())
-        assert isinstance(read, Recipe)
+        method = raw.get("method")
+        name = method.get("name") if isinstance(method, Mapping) else method
+        acting = any(e.name == name and issubclass(e.target, ActingMethod) for e in exported("method"))
+        read = self.config(ActingRecipe if acting else Recipe, raw, ())
+        assert isinstance(read, Recipe | ActingRecipe)
         return read
 
     def fail(self, path: tuple[str, ...], what: str, do: str = "") -> RecipeError:

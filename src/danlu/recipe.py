@@ -54,21 +54,39 @@ class Roles(Config):
     """What it is compared with, where the method does that; null is the policy as it is at the start."""
 
 
-class RunConfig(Config):
+class Running(Config):
     """How, where and how long it runs."""
 
     out: str | None = None
     """The run's directory, which must not exist; runs/NAME-TIME by default."""
     steps: int | None = Field(None, ge=1)
     """Updates, at most."""
-    epochs: int | None = Field(None, ge=1)
-    """Passes over the data, at most; the run ends at the bound it comes to first."""
     seed: int = Field(0, ge=0)
     """Everything random follows from it."""
     device: str = "auto"
     """auto, cpu, cuda, or another accelerator torch knows."""
     threads: int | None = Field(None, ge=1)
     """Processor threads of each process; by default all cores, shared between the processes of a machine."""
+    eval_every: int | None = Field(None, ge=1)
+    """Updates between measurements on held-out data; by default ten in a run."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Updates between checkpoints; by default at each measurement."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many are kept, and the best."""
+    max_time: Duration | None = None
+    """How long a session may take ("90s", "30m", "2h", "1d", "1:30:00"): it ends in time, with a checkpoint that
+    `danlu resume` goes on from."""
+    guards: GuardConfig = Field(default_factory=GuardConfig)
+    """What is watched while it runs."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl."""
+
+
+class RunConfig(Running):
+    """How, where and how long a model of sequences trains."""
+
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the data, at most; the run ends at the bound it comes to first."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of activations and products; weights, gradients and the optimiser's averages stay float32."""
     compile: bool = False
@@ -84,23 +102,10 @@ class RunConfig(Config):
     attention), `full` all of a block. Less memory for more time; changes no result."""
     pack_tokens: int = Field(4096, ge=1)
     """Tokens that go through at once on a process, at most: a matter of memory, which changes no result."""
-    eval_every: int | None = Field(None, ge=1)
-    """Updates between measurements on held-out data; by default ten in a run."""
-    checkpoint_every: int | None = Field(None, ge=1)
-    """Updates between checkpoints; by default at each measurement."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """The newest so many are kept, and the best."""
     prompts: tuple[str, ...] = ()
     """Texts to be continued at each measurement."""
     prompt_tokens: int = Field(64, ge=1)
     """Tokens that each of them is continued by."""
-    max_time: Duration | None = None
-    """How long a session may take ("90s", "30m", "2h", "1d", "1:30:00"): it ends in time, with a checkpoint that
-    `danlu resume` goes on from."""
-    guards: GuardConfig = Field(default_factory=GuardConfig)
-    """What is watched while it runs."""
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go beside metrics.jsonl."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:

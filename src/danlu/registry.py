@@ -39,6 +39,7 @@ _rooms = {
     "adapter": "danlu.adapter",
     "architecture": "danlu.architecture",
     "method": "danlu.method",
+    "network": "danlu.parts.network",
     "optimizer": "danlu.engine.optimizer",
     "schedule": "danlu.engine.schedule",
     "extractor": "danlu.evaluation.extractors",

@@ -71,6 +71,10 @@ RULES: tuple[Rule, ...] = (
     Rule("data.train.*.weight", "warned", "samples are drawn in other proportions from here on"),
     Rule("data.train.*.epochs", "warned", "the part ends sooner or later"),
     Rule("data.train", "warned", "its content is to be that of then, which is compared"),
+    Rule("data.env_steps", "warned", "the run, and what changes over it, is longer or shorter from here on"),
+    Rule("data.eval_episodes", "warned", "returns before and after are of other episodes"),
+    Rule("data.eval_steps", "warned", "returns before and after are of episodes of another length"),
+    Rule("data.record", "free", "what is shown changes no result"),
     Rule("data*", "refused", _DATA),
     # optimizer: its averages are of one optimiser; how it uses them may change
     Rule("optimizer.name", "refused", "the checkpoint's averages are of that optimiser"),

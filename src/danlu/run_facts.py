@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from danlu.acting_experiment import ActingExperiment
 from danlu.engine.work import passes
 from danlu.experiment import Experiment
 from danlu.parts.quantized import num_bytes, num_weights
 from danlu.registry import name_of
+from danlu.world.finite import map_of
 
 
-def plan(experiment: Experiment) -> dict[str, Any]:
+def plan(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
     """What would run: sizes, the first step, the least it could take."""
+    if isinstance(experiment, ActingExperiment):
+        return {"device": experiment.device.name, **model_facts(experiment), **data_facts(experiment)[1]}
     policy, data = experiment.policy, experiment.data
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     updater = experiment.updater()
@@ -51,10 +55,11 @@ def _beside(experiment: Experiment) -> int:
     return sum(p.numel() for model in kept for p in model.parameters())
 
 
-def versions(experiment: Experiment) -> dict[str, Any]:
+def versions(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
     """What it runs on: packages, the machine, what is random."""
     packages = {}
-    for package in ("danlu", "numpy", "safetensors", "tokenizers"):
+    acting = isinstance(experiment, ActingExperiment)
+    for package in ("danlu", "numpy", "safetensors", "gymnasium" if acting else "tokenizers"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
@@ -67,20 +72,26 @@ def versions(experiment: Experiment) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": {
             **experiment.device.describe(),
-            "peak_flops": experiment.device.peak_flops(experiment.policy.compute_dtype),
+            **(_peak(experiment) if isinstance(experiment, Experiment) else {}),
         },
         "precision": recipe.run.precision,
         "seed": recipe.run.seed,
     }
 
 
-def data_facts(experiment: Experiment) -> dict[str, Any]:
-    """What it learns from, as far as that has been read."""
+def _peak(experiment: Experiment) -> dict[str, Any]:
+    return {"peak_flops": experiment.device.peak_flops(experiment.policy.compute_dtype)}
+
+
+def data_facts(experiment: Experiment | ActingExperiment) -> tuple[str, dict[str, Any]]:
+    """What it learns from, as far as that has been read: the kind of event, and its fields."""
+    if isinstance(experiment, ActingExperiment):
+        return "world", _world_facts(experiment)
     data = experiment.data
     facts = asdict(data.train.statistics)
     measured = {} if data.held_out is None else asdict(data.held_out.statistics)
     counts, edges = np.histogram(experiment.source.lengths, bins=min(40, max(1, experiment.recipe.data.context)))
-    return {
+    return "data", {
         "bytes": facts.pop("num_bytes"),
         **facts,
         "held_out_samples": 0 if data.held_out is None else len(data.held_out),
@@ -90,8 +101,29 @@ def data_facts(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def model_facts(experiment: Experiment) -> dict[str, Any]:
+def _world_facts(experiment: ActingExperiment) -> dict[str, Any]:
+    data, environments = experiment.recipe.data, experiment.environments
+    if environments is None:
+        return {"env": None}
+    spaces = environments.spaces
+    return {
+        "env": data.env,
+        "num_envs": environments.num_envs,
+        "observation": str(spaces.observation),
+        "action": str(spaces.action),
+        "states": spaces.num_states,
+        "actions": spaces.num_actions,
+        **map_of(data.env, data.options),
+    }
+
+
+def model_facts(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
     """What is trained, and what it saves that the rest is not: gradients, averages, products."""
+    if isinstance(experiment, ActingExperiment):
+        kept = {name: value.numel() for name, value in experiment.policy.state_dict().items()}
+        trained = sum(p.numel() for p in experiment.policy.parameters() if p.requires_grad)
+        method = name_of(type(experiment.recipe.method))
+        return {"agent": method, "parameters": sum(kept.values()), "trainable": trained}
     policy, recipe = experiment.policy, experiment.recipe
     whole, trained = num_weights(policy), sum(p.numel() for p in policy.parameters() if p.requires_grad)
     saved = {"saved_bytes": _KEPT_BYTES * (whole - trained), "passes": round(passes(policy), 3)}

@@ -15,15 +15,14 @@ from danlu.engine.launch import launch_began, leave_word, word_left
 from danlu.engine.lock import LOCK
 from danlu.engine.record import rows_of
 from danlu.errors import RunError
-from danlu.reading import dump_recipe, load_recipe
-from danlu.recipe import Recipe
+from danlu.reading import AnyRecipe, dump_recipe, read_recipe
 from danlu.resuming import changes, refuse_or_tell
 from danlu.yaml_text import to_yaml
 
 _RECIPE = "recipe.yaml"
 
 
-def choose_folder(loaded: Recipe, source: object) -> tuple[str, bool]:
+def choose_folder(loaded: AnyRecipe, source: object) -> tuple[str, bool]:
     """Where a run goes, and whether it is there to be gone on with; nothing is made or removed.
 
     That is so when it was begun by an earlier attempt of this launch: `torchrun` makes another when a process was lost.
@@ -61,14 +60,14 @@ def _content(run: Path) -> list[Path]:
     return [entry for entry in run.iterdir() if entry.name != LOCK]
 
 
-def write_recipe(run: Path, recipe: Recipe) -> None:
+def write_recipe(run: Path, recipe: AnyRecipe) -> None:
     """Write down what the run is, whole or not at all."""
     unfinished = run / f".{_RECIPE}"
     unfinished.write_text(to_yaml(dump_recipe(recipe)), encoding="utf-8")
     unfinished.replace(run / _RECIPE)
 
 
-def begin(run: Path, recipe: Recipe, versions: Mapping[str, Any]) -> None:
+def begin(run: Path, recipe: AnyRecipe, versions: Mapping[str, Any]) -> None:
     """Write down what a run is, in a directory that is locked.
 
     Raises:
@@ -98,7 +97,7 @@ def require_checkpoint(run: Path) -> None:
         raise RunError("the run ended before its first checkpoint", where=run, do=hint)
 
 
-def changes_since(run: Path, recipe: Recipe, step: int | None) -> list[str]:
+def changes_since(run: Path, recipe: AnyRecipe, step: int | None) -> list[str]:
     """What is not as it was when the checkpoint was written, a sentence each.
 
     Raises:
@@ -112,7 +111,7 @@ def changes_since(run: Path, recipe: Recipe, step: int | None) -> list[str]:
     return refuse_or_tell(told, run)
 
 
-def recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
+def recipe_of(run: Path, overrides: Sequence[str]) -> AnyRecipe:
     """What a run is, with overrides.
 
     Raises:
@@ -120,12 +119,12 @@ def recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
     """
     if not (run / _RECIPE).is_file():
         raise RunError("this is no run: it has no recipe.yaml", where=run, do="Give the directory of a run.")
-    return load_recipe(run / _RECIPE, overrides)
+    return read_recipe(run / _RECIPE, overrides)
 
 
 def last_metrics(run: Path) -> dict[str, Any]:
     """The last row that was measured on held-out data, or the last row there is."""
     rows = list(rows_of(run / "metrics.jsonl"))
-    measured = [row for row in rows if "held_out_loss" in row]
+    measured = [row for row in rows if any(name.startswith("held_out_") for name in row)]
     last: dict[str, Any] = (measured or rows or [{}])[-1]
     return last

@@ -13,19 +13,20 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from danlu.acting_experiment import ActingExperiment, assemble_acting
 from danlu.build import assemble
 from danlu.checking import diagnose
 from danlu.engine.device import device_kind, keep_freed_memory
 from danlu.engine.launch import joined, leave_word, word_left
 from danlu.engine.lock import locked
-from danlu.engine.ranks import Ranks
+from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Listener, Recorder, TensorBoard, WeightsAndBiases, require_loggers
 from danlu.errors import DanluError, DataError, RunError
 from danlu.experiment import Experiment
 from danlu.insight.doctor import Diagnosis, summary_line, write_html
 from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
-from danlu.reading import dump_recipe, load_recipe
+from danlu.reading import AnyRecipe, dump_recipe, read_recipe
 from danlu.recipe import Recipe
 from danlu.run_facts import data_facts, model_facts, plan, versions
 from danlu.run_folder import (
@@ -58,11 +59,13 @@ class Run:
     metrics: Mapping[str, Any]
 
 
-def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, listeners: Sequence[Listener] = ()) -> Run:
+def train(
+    recipe: str | Path | Mapping[str, Any] | AnyRecipe, *overrides: str, listeners: Sequence[Listener] = ()
+) -> Run:
     """Train as a recipe says.
 
     Args:
-        recipe: a path, a built-in name, a dictionary or a `Recipe`.
+        recipe: a path, a built-in name, a dictionary or a `Recipe` (or `ActingRecipe`).
         overrides: "dotted.key=value".
         listeners: who else hears of each step.
 
@@ -70,14 +73,14 @@ def train(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, list
         DanluError: a sentence for whatever is wrong, before anything is written where that can be told.
     """
     keep_freed_memory()
-    loaded = load_recipe(recipe, overrides)
+    loaded = read_recipe(recipe, overrides)
     require_loggers(loaded.run.loggers)
     with joined(device_kind(loaded.run.device)) as ranks, ranks.together():
         name, begun = ranks.lead(lambda: choose_folder(loaded, recipe))
         run = Path(name)
         if begun:
             return _resumed(run, overrides, ranks, listeners)
-        with compilation(loaded.run.compile), closing(assemble(loaded, ranks)) as experiment:
+        with compilation(loaded.run.compile), closing(_assembled(loaded, ranks)) as experiment:
             diagnosis = _examined(experiment)
             ranks.lead(lambda: make_folder(run))
             with locked(run, ranks) as note:
@@ -107,16 +110,22 @@ def _resumed(
         if ranks.lead(lambda: word_left() == str(run)):
             step = None  # an earlier attempt of this launch has gone back there already, and come further
         told = [*([] if note is None else [note]), *ranks.lead(lambda: changes_since(run, recipe, step))]
-        with compilation(recipe.run.compile), closing(assemble(recipe, ranks)) as experiment:
+        with compilation(recipe.run.compile), closing(_assembled(recipe, ranks)) as experiment:
             return _carry_out(run, experiment, listeners, resuming=True, step=step, notes=told)
 
 
-def _examined(experiment: Experiment) -> Diagnosis | None:
+def _assembled(recipe: AnyRecipe, ranks: Ranks = ALONE) -> Experiment | ActingExperiment:
+    return assemble(recipe, ranks) if isinstance(recipe, Recipe) else assemble_acting(recipe, ranks)
+
+
+def _examined(experiment: Experiment | ActingExperiment) -> Diagnosis | None:
     """The doctor's short form, which one rank asks for.
 
     Raises:
         DataError: when it sees a row that would stop the run later.
     """
+    if isinstance(experiment, ActingExperiment):
+        return None
     seen: list[Diagnosis] = []
     experiment.ranks.lead(lambda: seen.append(_diagnosed(experiment)))
     return seen[0] if seen else None
@@ -132,18 +141,18 @@ def _diagnosed(experiment: Experiment) -> Diagnosis:
     return diagnosis
 
 
-def dry_run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -> dict[str, Any]:
+def dry_run(recipe: str | Path | Mapping[str, Any] | AnyRecipe, *overrides: str) -> dict[str, Any]:
     """Make and check everything a recipe names, write nothing, and say what would run, on one process."""
-    loaded = load_recipe(recipe, overrides).alone
+    loaded = read_recipe(recipe, overrides).alone
     require_loggers(loaded.run.loggers)
     choose_folder(loaded, recipe)
-    with closing(assemble(loaded)) as experiment:
+    with closing(_assembled(loaded)) as experiment:
         return plan(experiment)
 
 
 def _carry_out(
     run: Path,
-    experiment: Experiment,
+    experiment: Experiment | ActingExperiment,
     listeners: Sequence[Listener],
     *,
     diagnosis: Diagnosis | None = None,
@@ -174,12 +183,12 @@ def _carry_out(
         else:
             recorder.event("start", steps=experiment.steps)
         told = data_facts(experiment)
-        recorder.event("data", **told)
+        recorder.event(told[0], **told[1])
         for note in notes:
             recorder.event("note", message=note)
         if ranks.size > 1:
             recorder.event("ranks", size=ranks.size, parallel=experiment.parallel.mode)
-        if diagnosis is not None:
+        if not resuming:
             _introduce(run, experiment, diagnosis, recorder)
         start = time.perf_counter()
         try:
@@ -187,14 +196,14 @@ def _carry_out(
         except DanluError as error:
             with suppress(RunError):  # where nothing can be written, the first error is the one to tell
                 recorder.event("warning", message=str(error))
-            if isinstance(error, DataError) and recipe.data.quarantine is None:
+            if isinstance(error, DataError) and isinstance(recipe, Recipe) and recipe.data.quarantine is None:
                 way_on = f"Or go on without such rows: danlu resume {run} data.quarantine=DIR."
                 raise DataError(error.what, where=error.where, do=f"{error.do} {way_on}".strip()) from error
             raise
         if reason == "done":
             experiment.export(run / "final", lambda: _writing(run, "the end of the run"))
         if (now := data_facts(experiment)) != told:  # what was read only later
-            recorder.event("data", **now)
+            recorder.event(now[0], **now[1])
         recorder.event("end", step=loop.progress.step, reason=reason, seconds=time.perf_counter() - start)
         ranks.lead(lambda: _report(run))
         return Run(run, reason, ranks.lead(lambda: last_metrics(run)))
@@ -205,20 +214,23 @@ def _report(run: Path) -> None:
         write_report(run)
 
 
-def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: Recipe) -> None:
+def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: AnyRecipe) -> None:
     """Leave no row in a run's directory that is later than the checkpoint it goes on from."""
     recorder.cut_back(step, then)
     with _writing(run, "the recipe"):
         write_recipe(run, recipe)  # an override holds for later resumes, too
 
 
-def _introduce(run: Path, experiment: Experiment, diagnosis: Diagnosis, recorder: Recorder) -> None:
+def _introduce(
+    run: Path, experiment: Experiment | ActingExperiment, diagnosis: Diagnosis | None, recorder: Recorder
+) -> None:
     """Write down what is trained, and what the doctor saw."""
     recorder.event("model", **model_facts(experiment))
     for note in experiment.notes:
         recorder.event("note", message=note)
-    write_html(diagnosis, run / "data.html")
-    recorder.event("doctor", message=summary_line(diagnosis))
+    if diagnosis is not None:
+        write_html(diagnosis, run / "data.html")
+        recorder.event("doctor", message=summary_line(diagnosis))
 
 
 @contextmanager

@@ -235,7 +235,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("method", "changes", "words"), REFUSED, ids=[case[2][:30] for case in REFUSED])
-def test_what_cannot_be_learned_from_is_told_by_its_place(method: SequenceMethod, changes: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_learned_from_is_told_by_its_place(
+    method: SequenceMethod, changes: dict[str, Any], words: str
+) -> None:
     sample = Judged(0, [3, 4], [[1, 2], [2]], origin="pairs.jsonl:7")
     with pytest.raises(DataError, match=rf"^pairs.jsonl:7: {words}"):
         method.group(replace(sample, **changes))

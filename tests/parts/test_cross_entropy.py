@@ -89,12 +89,17 @@ def test_sums_and_gradients_are_torchs_however_the_rows_are_cut(
     vocabulary=st.integers(2, 11),
     bias=st.booleans(),
     rows=st.integers(1, 10),
+    kept=st.integers(0, 10),
     seed=st.integers(0, 99),
 )
-def test_log_probs_each_have_their_own_gradient(num: int, vocabulary: int, bias: bool, rows: int, seed: int) -> None:
+def test_log_probs_each_have_their_own_gradient(
+    num: int, vocabulary: int, bias: bool, rows: int, kept: int, seed: int
+) -> None:
+    """However many rows' logits are kept for backward, and however many are made again."""
     problem = Problem(num, vocabulary, bias=bias, seed=seed)
     mixture = torch.linspace(-2, 3, num, dtype=torch.float64)
-    with patch.object(module, "chunk_rows", lambda *_: rows):
+    room = kept * vocabulary * problem.hidden.element_size()
+    with patch.object(module, "chunk_rows", lambda *_: rows), patch.object(module, "KEPT_BYTES", room):
         found = log_probs(problem.hidden, problem.weight, problem.bias, problem.tokens)
         gradients = torch.autograd.grad((found * mixture).sum(), problem.inputs)
     expected = -F.cross_entropy(problem.logits(), problem.tokens, reduction="none")

@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from danlu.batch import Batch
 from danlu.engine.guards.clock import Clock
 from danlu.engine.guards.config import GuardConfig
 from danlu.engine.guards.disk import crowded, room
-from danlu.engine.guards.nonfinite import trace_nonfinite
 from danlu.engine.guards.repeats import Repeats
 from danlu.engine.guards.skips import Skips
 from danlu.engine.guards.spike import Spike
 from danlu.engine.guards.weights import Motion, same_weights
-from danlu.engine.update import Measured, Updater, places
+from danlu.engine.learner import Learner, Measured
 from danlu.errors import RunError
 
 
@@ -44,7 +42,7 @@ class Guards:
     """
 
     def __init__(
-        self, config: GuardConfig, updater: Updater, clock: Clock, repeats: Repeats, say: Callable[[str, int], None]
+        self, config: GuardConfig, updater: Learner, clock: Clock, repeats: Repeats, say: Callable[[str, int], None]
     ) -> None:
         self._config, self._updater, self._say = config, updater, say
         self.clock, self._repeats = clock, repeats
@@ -65,7 +63,7 @@ class Guards:
         if told := crowded(checkpoints, num_bytes, keep, present):
             self._say(told, 0)
 
-    def judge(self, step: int, measured: Measured, norm: float, groups: Sequence[Batch]) -> Verdict:
+    def judge(self, step: int, measured: Measured, norm: float, groups: Sequence[Any]) -> Verdict:
         """What is to become of an update, before it moves a weight.
 
         Raises:
@@ -78,21 +76,21 @@ class Guards:
         if jump is None:
             return Verdict()
         parallel = self._updater.parallel
-        every = parallel.ranks.gather(places(groups))[:: parallel.ring]
+        every = parallel.ranks.gather(self._updater.places(groups))[:: parallel.ring]
         sentence = jump.sentence(step, [place for each in every for place in each])
         if self._config.spike == "warn":
             self._say(sentence, step)
             return Verdict()
         return self._passed_over("rollback" if self._config.spike == "rollback" else "skip", step, sentence)
 
-    def _not_finite(self, step: int, groups: Sequence[Batch]) -> Verdict:
-        trace = trace_nonfinite(self._updater, groups, step - 1)
+    def _not_finite(self, step: int, groups: Sequence[Any]) -> Verdict:
+        sentence = self._updater.blame(groups, step - 1)
         if self._config.nonfinite == "stop":
             raise RunError(
-                f"{trace.sentence}; no weight was changed",
+                f"{sentence}; no weight was changed",
                 do="Look at these samples or lower optimizer.lr, or leave such updates out: run.guards.nonfinite=skip.",
             )
-        return self._passed_over(self._config.nonfinite, step, trace.sentence)
+        return self._passed_over(self._config.nonfinite, step, sentence)
 
     def _passed_over(self, action: Literal["skip", "rollback"], step: int, sentence: str) -> Verdict:
         self._skips.skipped(step, sentence)

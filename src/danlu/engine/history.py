@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from danlu.contracts import SequenceModel, Source
+from danlu.contracts import Source
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.guarding import Guards
+from danlu.engine.learner import Learner
 from danlu.engine.ranks import LostError
 from danlu.engine.record import Recorder
 from danlu.engine.staging import Snapshot, bytes_on_disk
 from danlu.engine.state import optimizer_slots, optimizer_tensors
-from danlu.engine.update import Updater
 from danlu.errors import CheckpointError, DanluError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class History:
         progress: how far the run has come.
     """
 
-    updater: Updater
+    updater: Learner
     source: Source
     guards: Guards
     checkpoints: Checkpoints
@@ -143,8 +143,8 @@ class History:
         """Have one, as far as that can be done after a fault; samples drawn since the update are drawn again."""
         with suppress(DanluError):  # the first fault is the one to tell
             self.checkpoints.close()
-            if isinstance(error, LostError) or self._torn:  # no rank can write its part alone, and no part of a mix
-                return
+            if isinstance(error, LostError) or self._torn or self.updater.torn:
+                return  # no rank can write its part alone, and a mix of two updates is worth nothing
             if (row := self._unwritten) is not None:  # what comes next cannot be read; what was done is written down
                 self.updater.parallel.ranks.lead(lambda: self.recorder.metrics(row))
             self.updater.parallel.settle(self.updater.policy)
@@ -200,7 +200,7 @@ class History:
             what = f"the {others[0]} has other weights than when the run began"
             raise CheckpointError(what, where=self.checkpoints.folder, do="Give it the checkpoint that it was.")
         policy, self._torn = self.updater.policy, True
-        saved.read_into("model", trained(policy))
+        saved.read_into("model", self.updater.kept)
         slots = optimizer_slots(self.updater.optimizer, policy, saved.specs("optimizer"))
         saved.read_into("optimizer", slots)
         with self._in_full(saved):
@@ -222,7 +222,7 @@ class History:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         policy = self.updater.policy
         return {
-            "model": trained(policy),
+            "model": self.updater.kept,
             "optimizer": optimizer_tensors(self.updater.optimizer, policy),
         }
 
@@ -242,11 +242,6 @@ class History:
         if progress.measured != progress.step or progress.measured_loss is None:
             return False
         return progress.best_loss is None or progress.measured_loss < progress.best_loss
-
-
-def trained(policy: SequenceModel) -> dict[str, Tensor]:
-    """What of the model a checkpoint holds: what is frozen is still where it came from."""
-    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
 def require_base(saved: Saved, base: int | None) -> None:

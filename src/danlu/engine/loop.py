@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from danlu.batch import Batch
 from danlu.contracts import Source
 from danlu.engine.device import Device
 from danlu.engine.guarding import Guards
 from danlu.engine.history import History, Progress
+from danlu.engine.learner import Learner
 from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
-from danlu.engine.update import Updater
 from danlu.errors import DanluError
+
+_TIMES = 10
+"""How often in a run what is not said otherwise is done."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,15 @@ class Plan:
     Attributes:
         steps: updates, at most; None is no bound.
         epochs: passes over the data, at most; None is no bound. The run ends at the bound it comes to first.
-        eval_every: updates between measurements.
-        checkpoint_every: updates between checkpoints.
+        eval_every: updates between measurements; None is ten in a run.
+        checkpoint_every: updates between checkpoints; None is ten in a run.
         lr: the highest learning rate.
     """
 
     steps: int | None
     epochs: int | None
-    eval_every: int
-    checkpoint_every: int
+    eval_every: int | None
+    checkpoint_every: int | None
     lr: float
 
     def share(self, steps: int, epochs: float) -> float:
@@ -56,11 +59,11 @@ class Loop:
         history: what is saved of it, and gone back to.
         recorder: where measurements go.
         guards: what watches it.
-        continuations: prompts and what the model makes of them, asked at each measurement.
+        shown: asked at each measurement for what a person may look at: kinds of events and their fields.
         stopping: asked after each update; a reason ends the run there.
     """
 
-    updater: Updater
+    updater: Learner
     source: Source
     held_out: Callable[[], Iterable[Any]] | None
     schedule: Schedule
@@ -69,7 +72,7 @@ class Loop:
     history: History
     recorder: Recorder
     guards: Guards
-    continuations: Callable[[], Iterable[tuple[str, str]]]
+    shown: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]]
     stopping: Callable[[], str | None]
 
     @property
@@ -79,7 +82,7 @@ class Loop:
 
     def run(self) -> str:
         """Train to the end; say why it ended: "done", "max_time", or what `stopping` said."""
-        self.device.peak_flops(self.updater.policy.compute_dtype)
+        self.updater.ready(self.device)
         ranks, stop = self.updater.parallel.ranks, None
         try:
             with ranks.together():
@@ -103,7 +106,7 @@ class Loop:
 
     def _turn(self) -> str | None:
         """One update and what follows it; a reason to stop, if there is one."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._share
         groups = self.updater.groups(self.source.draw())
         row, reports = self._update(groups, start)
         self.history.learned()
@@ -111,24 +114,24 @@ class Loop:
             self.history.settle()
         stop = next((reason for reason, _ in reports if reason is not None), None)
         if row is not None:
-            stop = self._after_update(row, stop)
+            stop = self._after_update(row, stop, before)
         return stop
 
-    def _after_update(self, row: dict[str, Any], stop: str | None) -> str | None:
+    def _after_update(self, row: dict[str, Any], stop: str | None, before: float) -> str | None:
         """Measure, write down and save what is due; whether to stop all the same."""
         self.history.owe(row)
-        texts = list[tuple[str, str]]()
-        if due := self._due(self.plan.eval_every):
-            row, texts = row | self._measure(), list(self.continuations())
+        shown = list[tuple[str, Mapping[str, Any]]]()
+        if due := self._due(self.plan.eval_every, before):
+            row, shown = row | self._measure(), list(self.shown())
             self.history.owe(row)
         done = self._done
         if done and not due:
-            row, texts = row | self._measure(), list(self.continuations())
+            row, shown = row | self._measure(), list(self.shown())
         self.history.write(row)
-        self._tell_of_texts(texts)
+        self._tell(shown)
         self.guards.taken(self.progress.step, self.source.epochs)
         begun = time.perf_counter()
-        if done or stop is not None or self._due(self.plan.checkpoint_every):
+        if done or stop is not None or self._due(self.plan.checkpoint_every, before):
             self.history.save()
         self.guards.turned(self.progress.step, time.perf_counter() - begun)
         return None if done else stop
@@ -141,18 +144,20 @@ class Loop:
     def _done(self) -> bool:
         return self._share >= 1 or self.source.exhausted
 
-    def _due(self, every: int) -> bool:
+    def _due(self, every: int | None, before: float) -> bool:
+        """Whether it is time again, of what is due so often, or ten times in a run."""
+        if every is None:
+            return math.floor(self._share * _TIMES) > math.floor(before * _TIMES)
         return self.progress.step % every == 0
 
     def _report(self) -> tuple[str | None, bool]:
         """What this rank has to say to the others at each update: a reason to stop; that a checkpoint failed."""
         return self.stopping() or ("max_time" if self.guards.clock.over() else None), self.history.checkpoints.failed()
 
-    def _update(self, groups: Sequence[Batch], start: float) -> tuple[dict[str, Any] | None, Sequence[Any]]:
+    def _update(self, groups: Sequence[Any], start: float) -> tuple[dict[str, Any] | None, Sequence[Any]]:
         """One update by what was just drawn: what was measured of it, if it was taken; and what the ranks report."""
         updater, progress, step = self.updater, self.progress, self.progress.step + 1
-        epochs = self.source.epochs
-        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, epochs)))
+        lr = self.plan.lr * self.schedule.factor(min(1.0, self.plan.share(step, self.source.epochs)))
         measured = updater.gradient(groups, progress.step, self._report)
         norm = updater.clip()
         verdict = self.guards.judge(step, measured, norm, groups)
@@ -163,24 +168,17 @@ class Loop:
         updater.move(lr)
         self.device.synchronize()
         seconds = time.perf_counter() - start
-        progress.step, progress.epochs = step, epochs
+        progress.step, progress.epochs = step, self.source.epochs  # some are consumed only by learning from them
         progress.samples += measured.samples
         progress.tokens += measured.tokens
-        peak = self.device.peak_flops(updater.policy.compute_dtype) * updater.parallel.ranks.size
         row = {
             "step": step,
             **measured.metrics,
-            "tokens": measured.tokens,
-            "samples": measured.samples,
-            "packs": measured.packs,
-            "seconds": seconds,
-            "tokens_per_second": measured.tokens / seconds,
-            "mfu": measured.flops / seconds / peak,
+            **updater.facts(measured, seconds, self.device),
             "grad_norm": norm,
             "lr": lr,
             "memory_bytes": self.device.memory_used(),
-            "packing_efficiency": measured.tokens / (measured.packs * updater.pack_tokens),
-            "total_tokens": progress.tokens,
+            **({"total_tokens": progress.tokens} if progress.tokens else {}),
         }
         return row, measured.told
 
@@ -188,15 +186,15 @@ class Loop:
         """The metrics on held-out data, each name with "held_out_" before it."""
         measured = {} if self.held_out is None else self.updater.measure(self.held_out())
         self.progress.measured = self.progress.step
-        self.progress.measured_loss = measured.get("loss")
+        self.progress.measured_loss = self.updater.regret(measured) if measured else None
         return {f"held_out_{name}": value for name, value in measured.items()}
 
     def _measure_start(self) -> None:
-        row, texts = self._measure(), list(self.continuations())
+        row, shown = self._measure(), list(self.shown())
         if row:
             self.recorder.metrics({"step": self.progress.step, **row})
-        self._tell_of_texts(texts)
+        self._tell(shown)
 
-    def _tell_of_texts(self, texts: Iterable[tuple[str, str]]) -> None:
-        for prompt, text in texts:
-            self.recorder.event("sample", step=self.progress.step, prompt=prompt, text=text)
+    def _tell(self, shown: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        for kind, fields in shown:
+            self.recorder.event(kind, step=self.progress.step, **fields)

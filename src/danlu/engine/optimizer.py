@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -30,6 +31,10 @@ class OptimizerConfig(Config):
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of the model's trainable parameters."""
 
+    @abstractmethod
+    def of(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of parameters in groups, each with what is its own."""
+
 
 @export("optimizer", "adamw", source="Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101")
 class AdamW(OptimizerConfig):
@@ -49,5 +54,9 @@ class AdamW(OptimizerConfig):
             {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
-        present = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(present, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return self.of([group for group in groups if group["params"]])
+
+    def of(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """See `OptimizerConfig`."""
+        shared: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True, **shared)

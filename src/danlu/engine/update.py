@@ -19,8 +19,10 @@ from torch import Tensor
 from danlu.batch import Batch
 from danlu.contracts import SequenceMethod, SequenceModel, Terms
 from danlu.data import deal, pack
+from danlu.engine.device import Device
 from danlu.engine.guards.words import listed
 from danlu.engine.held import held
+from danlu.engine.learner import Learner, Measured
 from danlu.engine.parallel import Parallel
 from danlu.engine.work import passes
 from danlu.errors import RunError
@@ -28,26 +30,7 @@ from danlu.random import fold, token_keys
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What an update was seen to do, over all ranks.
-
-    Attributes:
-        metrics: the loss and the method's metrics.
-        samples, tokens, packs: how many went through.
-        flops: operations of matrix products.
-        told: what each rank had to say, in the order of ranks.
-    """
-
-    metrics: dict[str, float]
-    samples: int
-    tokens: int
-    packs: int
-    flops: float
-    told: Sequence[Any]
-
-
-@dataclass(frozen=True)
-class Updater:
+class Updater(Learner):
     """Moves the weights by one step's samples, and measures without moving them.
 
     Attributes:
@@ -74,6 +57,28 @@ class Updater:
     def policy(self) -> SequenceModel:
         """The model that is trained."""
         return self.models[self.method.roles[0]]
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What is trained; what is frozen is still where it came from."""
+        return {name: parameter for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
+
+    def ready(self, device: Device) -> None:
+        """Know how fast the device can be, which an update is compared with."""
+        device.peak_flops(self.policy.compute_dtype)
+
+    def facts(self, measured: Measured, seconds: float, device: Device) -> dict[str, Any]:
+        """See `Learner`."""
+        peak = device.peak_flops(self.policy.compute_dtype) * self.parallel.ranks.size
+        return {
+            "tokens": measured.tokens,
+            "samples": measured.samples,
+            "packs": measured.packs,
+            "seconds": seconds,
+            "tokens_per_second": measured.tokens / seconds,
+            "mfu": measured.flops / seconds / peak,
+            "packing_efficiency": measured.tokens / (measured.packs * self.pack_tokens),
+        }
 
     def groups(self, samples: Sequence[Any]) -> list[Batch]:
         """This rank's share of an update's samples as groups: shares cost about the same."""
@@ -108,7 +113,7 @@ class Updater:
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
             outcome = self.method.loss(models, replace(keyed(batch, key), estimates=estimates))
             if empty := [name for name in outcome.losses if not counts[name]]:
-                every = self.parallel.ranks.gather(places(groups))[:: self.parallel.ring]
+                every = self.parallel.ranks.gather(self.places(groups))[:: self.parallel.ring]
                 raise _nothing_to_learn(step + 1, empty[0], list(chain.from_iterable(every)))
             loss = torch.stack([value / counts[name] for name, value in self.part(outcome.losses).items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -125,6 +130,16 @@ class Updater:
             flops=sum(flops for _, flops, _ in reports[:: self.parallel.ring]),
             told=[told for _, _, told in reports],
         )
+
+    def places(self, groups: Sequence[Batch]) -> list[str]:
+        """See `Learner`."""
+        return [place for group in groups for place in group.origin]
+
+    def blame(self, groups: Sequence[Batch], step: int) -> str:
+        """See `Learner`; it is computed again, with the same random keys."""
+        from danlu.engine.guards.nonfinite import trace_nonfinite  # which computes what this file does
+
+        return trace_nonfinite(self, groups, step).sentence
 
     def clip(self) -> float:
         """Scale the gradient down where it is too long; its norm before that."""
@@ -266,11 +281,6 @@ def _nothing_to_learn(step: int, term: str, where: Sequence[str]) -> RunError:
         f"step {step} has nothing to learn from: its count of '{term}' is 0 on samples {listed(where)}",
         do="Look at them with `danlu check`: every target of theirs is masked.",
     )
-
-
-def places(groups: Sequence[Batch]) -> list[str]:
-    """Where some groups come from."""
-    return [place for group in groups for place in group.origin]
 
 
 _MEASURED_TOGETHER = 1024

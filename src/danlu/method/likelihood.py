@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from danlu.batch import Batch, Sample
-from danlu.contracts import SequenceMethod, Outcome
+from danlu.contracts import Outcome, SequenceMethod
 from danlu.packed import Packed, Targets
 from danlu.parts.readout import Likelihood
 

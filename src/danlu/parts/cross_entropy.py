@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ from danlu.parts.compiled import compiled
 
 CHUNK_BYTES = 1 << 26
 """How much memory the logits take that are held at a time."""
+KEPT_BYTES = 1 << 28
+"""How much memory the logits take, at most, that are kept from forward to backward where the gradient comes later."""
 _COLUMNS = 1024
 
 
@@ -77,8 +80,8 @@ def log_probs(
     *,
     softcap: float | None = None,
 ) -> Float[Tensor, " M"]:
-    """Log p(token_m | row m), each with its own gradient; logits are made again in the backward pass."""
-    return _LogProbs.apply(hidden, weight, bias, tokens, softcap)
+    """Log p(token_m | row m), each with its own gradient; of many rows, most logits are made again in backward."""
+    return _LogProbs.apply(hidden, weight, bias, tokens, softcap, torch.is_grad_enabled())
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype) -> int:
@@ -190,13 +193,15 @@ class _Fused(torch.autograd.Function):
 
 
 def _chunks(
-    hidden: Tensor, head: Tensor, shift: Tensor | None, softcap: float | None
+    hidden: Tensor, head: Tensor, shift: Tensor | None, softcap: float | None, first: int = 0, apart: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
-    """A few rows' logits at a time, in one buffer used again and again."""
+    """A few rows at a time, from row `first` on, in one buffer used again; those before `apart` in their own."""
     step = chunk_rows(len(head), head.dtype)
-    buffer = hidden.new_empty(min(step, len(hidden)), len(head))
-    for start in range(0, len(hidden), step):
+    buffer: Tensor | None = None
+    for start in range(first, len(hidden), step):
         chunk = slice(start, min(start + step, len(hidden)))
+        if buffer is None or start <= apart:
+            buffer = hidden.new_empty(chunk.stop - chunk.start, len(head))
         logits = _product(hidden[chunk], head, buffer[: chunk.stop - chunk.start])
         if shift is not None:
             logits.add_(shift)
@@ -245,25 +250,35 @@ class _LogProbs(torch.autograd.Function):
         bias: Tensor | None,
         tokens: Tensor,
         softcap: float | None,
+        learning: bool,
     ) -> Tensor:
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         lse, target = (hidden.new_empty(len(hidden), dtype=precise) for _ in range(2))
-        for chunk, logits in _chunks(hidden, head, shift, softcap):
+        step, kept = chunk_rows(len(head), head.dtype), list[Tensor]()
+        room = KEPT_BYTES // (len(head) * head.dtype.itemsize) // step if learning else 0
+        for chunk, logits in _chunks(hidden, head, shift, softcap, apart=room * step):
             rows = _statistics(logits, tokens[chunk], 0.0)
             lse[chunk], target[chunk] = rows.lse, rows.target
-        ctx.save_for_backward(hidden, weight, bias, tokens, lse)  # type: ignore[arg-type]
+            if len(kept) < room:
+                kept.append(logits)
+        ctx.save_for_backward(hidden, weight, bias, tokens, lse, *kept)  # type: ignore[arg-type]
         ctx.softcap = softcap  # type: ignore[attr-defined]
         return target - lse
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, bias, tokens, lse, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         softcap = ctx.softcap  # type: ignore[attr-defined]
         head, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        wanted = [None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias)]
+        make = torch.empty_like if len(hidden) else torch.zeros_like  # what the first chunk sets
+        made = (hidden, make), (weight, make), (bias, torch.zeros_like)
+        wanted = [None if x is None else new(x) for x, new in made]
         wanted = [x if needed else None for x, needed in zip(wanted, ctx.needs_input_grad[:3], strict=True)]  # type: ignore[attr-defined]
-        for chunk, logits in _chunks(hidden, head, shift, softcap):
+        step = chunk_rows(len(head), head.dtype)
+        there = ((slice(i * step, i * step + len(logits)), logits) for i, logits in enumerate(kept))
+        again = _chunks(hidden, head, shift, softcap, first=min(len(kept) * step, len(hidden)))
+        for chunk, logits in chain(there, again):
             _differentiate(logits, lse[chunk], tokens[chunk], -grad[chunk], 0.0, 0.0, softcap)
             _give_back(logits, hidden[chunk], head, chunk, *wanted)
-        return (*wanted, None, None)
+        return (*wanted, None, None, None)

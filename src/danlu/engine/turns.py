@@ -1,0 +1,149 @@
+"""An update of a method that acts: one turn of it, and one measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from danlu.acting import ActingMethod, Agent, Experience, Turn
+from danlu.engine.device import Device
+from danlu.engine.learner import Learner, Measured
+from danlu.engine.parallel import Parallel
+from danlu.engine.schedule import Schedule
+from danlu.errors import RunError
+from danlu.random import fold
+from danlu.registry import name_of
+
+
+class Tally(Protocol):
+    """What a turn took of the world."""
+
+    env_steps: int
+    returns: Sequence[float]
+    lengths: Sequence[int]
+
+
+class Tallied(Experience, Protocol):
+    """Experience that counts."""
+
+    env_steps: int
+
+    def tally(self) -> Tally:
+        """What has come since this was asked last."""
+        ...
+
+
+@dataclass
+class Turns(Learner):
+    """Has a method take its turns.
+
+    Attributes:
+        agent: what acts.
+        method: how it learns.
+        optimizer: moves the agent's parameters.
+        schedule: of the learning rate.
+        lr: the highest rate.
+        share: how much of the run is done after so many turns.
+        tried: asked for what the agent comes to without exploring: returns of whole episodes.
+        seed: everything random follows from it.
+        parallel: of one process.
+    """
+
+    agent: Agent
+    method: ActingMethod
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    lr: float
+    share: Callable[[int], float]
+    tried: Callable[[Agent], Sequence[float]]
+    seed: int
+    parallel: Parallel = field(default_factory=Parallel)
+    _torn: bool = False
+    _norm: float = 0.0
+    _tally: Tally | None = None
+    _taken: int = 0
+
+    @property
+    def policy(self) -> Agent:
+        """See `Learner`."""
+        return self.agent
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """All that the agent is: what is trained, its targets, its tables."""
+        return dict(self.agent.state_dict())
+
+    @property
+    def torn(self) -> bool:
+        """A turn that was broken off has moved some weights, and taken some steps."""
+        return self._torn
+
+    def groups(self, samples: Sequence[Any]) -> list[Any]:
+        """Experience is one group."""
+        return list(samples)
+
+    def gradient(self, groups: Sequence[Any], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
+        """Take a turn, weights and all.
+
+        Raises:
+            RunError: when what came of it is not finite.
+        """
+        experience: Tallied = groups[0]
+        share = min(1.0, self.share(step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.schedule.factor(min(1.0, self.share(step + 1))) * group.get("lr_scale", 1.0)
+        self._torn = True
+        turn = Turn(step, share, self.optimizer, fold(self.seed, "turn", step))
+        metrics = {name: float(value) for name, value in self.method.learn(self.agent, experience, turn).items()}
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            what = f"turn {step + 1} of {name_of(type(self.method))} came to {bad[0]} = {metrics[bad[0]]}"
+            raise RunError(what, do="Lower optimizer.lr; resuming goes on from the last checkpoint, which is whole.")
+        self._torn = False
+        self._norm = metrics.pop("grad_norm", 0.0)
+        self._tally, self._taken = experience.tally(), experience.env_steps
+        return Measured(metrics, samples=self._tally.env_steps, tokens=0, packs=0, flops=0.0, told=[told()])
+
+    def blame(self, groups: Sequence[Any], step: int) -> str:
+        """See `Learner`."""
+        return f"the loss or gradient of turn {step + 1} is not finite"
+
+    def clip(self) -> float:
+        """The longest gradient of the turn, which the method has clipped itself."""
+        return self._norm
+
+    def move(self, lr: float) -> None:
+        """The turn has moved the weights."""
+
+    def facts(self, measured: Measured, seconds: float, device: Device) -> dict[str, Any]:
+        """See `Learner`."""
+        tally = self._tally
+        assert tally is not None
+        facts: dict[str, Any] = {"seconds": seconds}
+        if self._taken:
+            facts |= {
+                "env_steps": tally.env_steps,
+                "total_env_steps": self._taken,
+                "steps_per_second": tally.env_steps / seconds,
+                "episodes": len(tally.returns),
+            }
+        if tally.returns:
+            facts |= {"return": float(np.mean(tally.returns)), "episode_length": float(np.mean(tally.lengths))}
+        return facts
+
+    def measure(self, samples: Iterable[Any]) -> dict[str, float]:
+        """What whole episodes come to without exploring."""
+        returns = self.tried(self.agent)
+        if not len(returns):
+            return {}
+        mean, spread = float(np.mean(returns)), float(np.std(returns))
+        return {"return": mean, "return_std": spread, "episodes": float(len(returns))}
+
+    def regret(self, measured: Mapping[str, float]) -> float | None:
+        """The best checkpoint is that of the highest return."""
+        return None if "return" not in measured else -measured["return"]

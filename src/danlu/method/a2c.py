@@ -1,0 +1,85 @@
+"""Advantage actor-critic: the policy follows the advantages that its critic estimates, and the critic the returns.
+
+    loss = mean[ - A_t log pi(a_t | s_t) + c_v (R_t - V(s_t))^2 - c_e H(pi(. | s_t)) ]
+
+The advantages A_t are those of `danlu.method.advantages`, R_t = A_t + V(s_t), both as they were before the update, and an
+update is made of the next few steps of every environment. With `gae_lambda` 1 A_t is the n-step return less the value,
+with 0 the temporal-difference error.
+
+References:
+    Mnih et al., 2016, "Asynchronous methods for deep reinforcement learning" (of which this is the synchronous form),
+    https://arxiv.org/abs/1602.01783
+    Sutton and Barto, 2018, "Reinforcement learning: an introduction", 13.5, http://incompleteideas.net/book/the-book.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
+from danlu.config import Config
+from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.descent import descend
+from danlu.parts.actor_critic import ActorCritic, Opinion
+from danlu.parts.network import MLP, mlp_of
+from danlu.registry import export
+
+
+@export("method", "a2c", source="Mnih et al., 2016, https://arxiv.org/abs/1602.01783")
+class A2C(ActingMethod):
+    """Advantage actor-critic: the policy gradient weighed by how much better than expected it went."""
+
+    mechanism: ClassVar[str] = "actor-critic"
+
+    num_steps: int = Field(5, ge=1)
+    """Steps of every environment that an update is made of."""
+    gamma: float = Field(0.99, ge=0, le=1)
+    """What a reward one step later is worth."""
+    gae_lambda: float = Field(1.0, ge=0, le=1)
+    """How much of what lies further off is believed rather than the critic: 1 is the n-step return, 0 one step."""
+    value_weight: float = Field(0.5, ge=0)
+    """Weight of the critic's squared error."""
+    entropy_weight: float = Field(0.0, ge=0)
+    """Weight of the policy's entropy, which keeps it exploring."""
+    standardise: bool = False
+    """Give the advantages of an update mean 0 and deviation 1."""
+    clip_norm: float | None = Field(0.5, gt=0)
+    """The gradient is scaled down to this norm when it is longer; null never does."""
+
+    def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
+        """See `ActingMethod`."""
+        return ActorCritic(spaces, mlp_of(network, MLP()), seed)
+
+    def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
+        """One update."""
+        assert isinstance(agent, ActorCritic)
+        steps = experience.rollout(agent, self.num_steps)
+        x = agent.spaces.vector(steps.observations.flatten(0, 1))
+        said = agent.opinion(x, steps.actions.flatten(0, 1))
+        batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
+        loss, metrics = self.loss(said, batch)
+        descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
+        return metrics
+
+    def loss(self, said: Opinion, batch: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is recorded of it.
+
+        Args:
+            said: what the agent thinks of the steps, with a gradient.
+            batch: the steps.
+        """
+        advantages = standardised(batch.advantages) if self.standardise else batch.advantages
+        policy_loss = -(advantages * said.log_prob()).mean()
+        value_loss = (batch.returns - said.values).square().mean()
+        loss = policy_loss + self.value_weight * value_loss
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * said.entropy()
+        with torch.no_grad():
+            entropy = said.entropy()
+        metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        return loss, {name: value.detach() for name, value in metrics.items()}

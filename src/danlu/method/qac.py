@@ -1,0 +1,130 @@
+"""Q actor-critic: the policy follows the action values that its critic learns from its own steps.
+
+    loss = mean[ - Q(s_t, a_t) log pi(a_t | s_t) - c_e H(pi(. | s_t)) + c_v (r_t + gamma Q(s'_t, a'_t) - Q(s_t, a_t))^2 ]
+
+Q weighs the first term and stands in the target as it is, without a gradient; a' is the action that the policy takes
+next (Sarsa). Of a choice the critic says all action values at once; of numbers it is given them.
+
+References:
+    Sutton et al., 1999, "Policy gradient methods for reinforcement learning with function approximation",
+    https://papers.nips.cc/paper/1713-policy-gradient-methods-for-reinforcement-learning-with-function-approximation
+    Konda and Tsitsiklis, 1999, "Actor-critic algorithms", https://papers.nips.cc/paper/1786-actor-critic-algorithms
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from danlu.acting import ActingMethod, Agent, Experience, Spaces, Steps, Turn
+from danlu.config import Config
+from danlu.method.descent import descend
+from danlu.parts.actor_critic import POLICY_GAIN, StochasticAgent
+from danlu.parts.distributions import Categorical
+from danlu.parts.mlp import Networks
+from danlu.parts.network import MLP, mlp_of
+from danlu.random import fold
+from danlu.registry import export
+
+
+class QActorCritic(StochasticAgent):
+    """A policy and action values.
+
+    Args:
+        spaces: of the environments.
+        network: what both networks are.
+        seed: weights follow from it.
+    """
+
+    def __init__(self, spaces: Spaces, network: MLP, seed: int) -> None:
+        super().__init__(spaces)
+        family, f = self.family, spaces.features
+        key = fold(seed, "actor")
+        self.actor = Networks(f, (family.outputs,), network, seed=key, gains=(POLICY_GAIN,), own=family.own)
+        inputs, outputs = (f, family.outputs) if isinstance(family, Categorical) else (f + family.outputs, 1)
+        self.critic = Networks(inputs, (outputs,), network, seed=fold(seed, "critic"))
+
+    def outputs(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `StochasticAgent`."""
+        return self.actor.answer(0, x), self.actor.own
+
+    def q(self, x: Float[Tensor, "B F"], actions: Tensor) -> Float[Tensor, " B"]:
+        """Action values."""
+        if isinstance(self.family, Categorical):
+            return self.critic(x)[0].gather(1, (actions - self.family.start)[:, None]).squeeze(1)
+        return self.critic(torch.cat([x, actions.flatten(1)], 1))[0].squeeze(1)
+
+    @torch.no_grad()
+    def values(self, observations: Tensor) -> Float[Tensor, " N"]:
+        """Of a choice what the policy expects, of numbers what it thinks of those likeliest."""
+        x = self.spaces.vector(observations)
+        outputs, _ = self.actor(x)
+        if isinstance(self.family, Categorical):
+            return (outputs.softmax(1) * self.critic(x)[0]).sum(1)
+        return self.q(x, outputs)
+
+
+@export("method", "qac", source="Sutton et al., 1999, https://papers.nips.cc/paper/1713")
+class QAC(ActingMethod):
+    """Q actor-critic: the policy gradient weighed by learned action values."""
+
+    mechanism: ClassVar[str] = "actor-critic"
+
+    num_steps: int = Field(8, ge=1)
+    """Steps of every environment that an update is made of."""
+    gamma: float = Field(0.99, ge=0, le=1)
+    """What a reward one step later is worth."""
+    value_weight: float = Field(0.5, ge=0)
+    """Weight of the critic's squared error."""
+    entropy_weight: float = Field(0.01, ge=0)
+    """Weight of the policy's entropy, which keeps it exploring."""
+    clip_norm: float | None = Field(0.5, gt=0)
+    """The gradient is scaled down to this norm when it is longer; null never does."""
+
+    def agent(self, spaces: Spaces, network: Config | None, seed: int) -> QActorCritic:
+        """See `ActingMethod`."""
+        return QActorCritic(spaces, mlp_of(network, MLP()), seed)
+
+    def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
+        """One update."""
+        assert isinstance(agent, QActorCritic)
+        steps = experience.rollout(agent, self.num_steps)
+        loss, metrics = self.loss(agent, steps, _next_actions(agent, steps, turn.torch_chance()))
+        descend(turn.optimizer, loss, [agent.actor.theta, agent.critic.theta], self.clip_norm)
+        return metrics
+
+    def loss(self, agent: QActorCritic, steps: Steps, next_actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is recorded of it.
+
+        Args:
+            agent: which learns.
+            steps: of what.
+            next_actions: a' of each step.
+        """
+        x, actions = agent.spaces.vector(steps.observations.flatten(0, 1)), steps.actions.flatten(0, 1)
+        with torch.no_grad():
+            after = agent.q(agent.spaces.vector(steps.following.flatten(0, 1)), next_actions.flatten(0, 1))
+            target = steps.rewards.flatten() + self.gamma * after * ~steps.terminated.flatten()
+        q = agent.q(x, actions)
+        outputs, own = agent.actor(x)
+        policy_loss = -(q.detach() * agent.family.log_prob(outputs, own, actions)).mean()
+        value_loss = (target - q).square().mean()
+        entropy = agent.family.entropy(outputs, own).mean()
+        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
+        metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def _next_actions(agent: Agent, steps: Steps, chance: torch.Generator) -> Tensor:
+    """What was done next, ``[T, N, ...]``; where another episode began or the steps end, what would have been."""
+    actions = torch.cat([steps.actions[1:], steps.actions[-1:]])
+    unknown = steps.ended.clone()
+    unknown[-1] = True
+    actions[unknown] = agent.act(steps.following[unknown], chance).actions.to(actions.dtype)
+    return actions

@@ -1,0 +1,141 @@
+"""PPO and A2C against stable-baselines3, on the same steps with the same weights: losses, and weights after updates."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from danlu.acting import Spaces
+from danlu.method.a2c import A2C
+from danlu.method.advantages import OnPolicy
+from danlu.method.descent import descend
+from danlu.method.ppo import PPO
+from danlu.parts.actor_critic import ActorCritic
+from danlu.parts.network import MLP
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    sb3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.logger import configure
+
+STEPS, ENVS, RATE = 16, 2, 0.3
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def theirs(kind: str, env: str, **settings: Any) -> Any:
+    from stable_baselines3.common.env_util import make_vec_env
+
+    policy = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
+    given = {"n_steps": STEPS, "learning_rate": RATE, "policy_kwargs": policy, "seed": 0, "device": "cpu", **settings}
+    model = getattr(sb3, kind)("MlpPolicy", make_vec_env(env, ENVS, seed=0), **given)
+    model.set_logger(configure(None, []))
+    model._setup_learn(STEPS * ENVS)
+    return model
+
+
+def copied(model: Any, agent: ActorCritic) -> None:
+    """Give our agent their weights."""
+    weights, policy = agent.networks.weights(agent.networks.theta), model.policy
+    nets = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
+    with torch.no_grad():
+        for layer, (matrix, bias) in enumerate(weights.hidden):
+            for k, net in enumerate(nets):
+                matrix[k].copy_(net[2 * layer].weight.T)
+                bias[k, 0].copy_(net[2 * layer].bias)
+        for (matrix, bias), last in zip(weights.last, (policy.action_net, policy.value_net), strict=True):
+            matrix.copy_(last.weight.T)
+            bias.copy_(last.bias)
+        if weights.own.numel():
+            weights.own.copy_(policy.log_std)
+
+
+def filled(model: Any) -> OnPolicy:
+    """Their buffer after a rollout, its numbers then made wild; and the same as our batch, environment by environment."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Silent(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+    callback = Silent()
+    callback.init_callback(model)
+    buffer, chance = model.rollout_buffer, np.random.default_rng(0)
+    model.collect_rollouts(model.env, callback, buffer, STEPS)
+    buffer.log_probs += 0.4 * chance.normal(size=buffer.log_probs.shape).astype(np.float32)
+    buffer.advantages[:] = chance.normal(size=buffer.advantages.shape)
+    buffer.returns[:] = 3 * chance.normal(size=buffer.returns.shape)
+    columns = (buffer.observations, buffer.actions, buffer.log_probs, buffer.values, buffer.advantages, buffer.returns)
+    x, actions, *rest = (torch.from_numpy(c.reshape(STEPS * ENVS, *c.shape[2:])) for c in columns)
+    discrete = isinstance(model.action_space, gymnasium.spaces.Discrete)
+    return OnPolicy(x, actions[:, 0].long() if discrete else actions, *rest)
+
+
+def same(model: Any, agent: ActorCritic, settled: ActorCritic) -> None:
+    copied(model, settled)
+    torch.testing.assert_close(agent.networks.theta, settled.networks.theta, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("value_clip", [None, 0.2])
+def test_ppo(env: str, value_clip: float | None) -> None:
+    epochs = 4
+    shared = {"batch_size": STEPS * ENVS, "n_epochs": epochs, "ent_coef": 0.02, "vf_coef": 0.4, "clip_range": 0.15}
+    model = theirs("PPO", env, clip_range_vf=value_clip, max_grad_norm=0.3, **shared)
+    method = PPO(
+        num_steps=STEPS, batch_size=STEPS * ENVS, epochs=epochs, entropy_weight=0.02, value_weight=0.4, clip_range=0.15,
+        value_clip=value_clip, clip_norm=0.3,
+    )  # fmt: skip
+    spaces = Spaces(model.observation_space, model.action_space)
+    agent, settled = (method.agent(spaces, MLP(), seed=s) for s in (0, 1))
+    copied(model, agent)
+    start = agent.networks.theta.detach().clone()
+    batch = filled(model)
+    optimizer = torch.optim.SGD([agent.networks.theta], lr=RATE)
+    for minibatch in method.minibatches(batch, torch.Generator()):
+        terms = method.terms(agent, minibatch, method.clip_range)
+        descend(optimizer, method.loss(terms), [agent.networks.theta], method.clip_norm)
+    model.train()
+    said = model.logger.name_to_value
+    assert float(method.loss(terms).detach()) == pytest.approx(said["train/loss"], rel=1e-4, abs=1e-5)
+    assert 0 < float(terms.clipped(method.clip_range)) < 1
+    assert float((agent.networks.theta - start).abs().max()) > 1e-2
+    same(model, agent, settled)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_a2c(env: str) -> None:
+    model = theirs("A2C", env, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.3)
+    method = A2C(num_steps=STEPS, entropy_weight=0.02, value_weight=0.4, clip_norm=0.3)
+    agent, settled = (method.agent(Spaces(model.observation_space, model.action_space), MLP(), seed=s) for s in (0, 1))
+    copied(model, agent)
+    start = agent.networks.theta.detach().clone()
+    batch = filled(model)
+    loss, metrics = method.loss(agent.opinion(batch.x, batch.actions), batch)
+    descend(torch.optim.SGD([agent.networks.theta], lr=RATE), loss, [agent.networks.theta], method.clip_norm)
+    model.train()
+    said = model.logger.name_to_value
+    for ours, name in (("policy_loss", "train/policy_loss"), ("value_loss", "train/value_loss")):
+        assert float(metrics[ours]) == pytest.approx(said[name], rel=1e-4, abs=1e-5)
+    assert float((agent.networks.theta - start).abs().max()) > 1e-2
+    same(model, agent, settled)
+
+
+def test_advantages_of_a_rollout_are_theirs() -> None:
+    from danlu.method.advantages import advantages_of
+
+    model = theirs("PPO", "CartPole-v1", gamma=0.95, gae_lambda=0.9, batch_size=8)
+    filled(model)
+    buffer, chance = model.rollout_buffer, np.random.default_rng(1)
+    ended = chance.random((STEPS, ENVS)) < 0.2
+    buffer.rewards[:], buffer.values[:] = chance.normal(size=(2, STEPS, ENVS))
+    buffer.episode_starts[1:] = ended[:-1]
+    last = chance.normal(size=ENVS).astype(np.float32)
+    buffer.compute_returns_and_advantage(torch.from_numpy(last), ended[-1])
+    following = np.concatenate([buffer.values[1:], last[None]])
+    given = (buffer.rewards, buffer.values, following, ended, np.zeros_like(ended))
+    np.testing.assert_allclose(advantages_of(*given, gamma=0.95, lam=0.9), buffer.advantages, rtol=1e-4, atol=1e-5)
