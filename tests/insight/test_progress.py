@@ -49,3 +49,13 @@ def test_an_error_that_stays_is_not_converging() -> None:
     assert judge_error(curve(0.9 ** np.arange(100)), "error").verdict == "converging"
     assert judge_error(curve(np.zeros(100)), "error").verdict == "converging"
     assert judge_error(curve(np.ones(2)), "error").verdict == "too early to tell"
+
+
+@pytest.mark.parametrize("power", [-1.0, -0.5])
+def test_the_power_by_which_an_error_falls_is_found_through_noise(power: float) -> None:
+    steps = np.arange(1, 4001)
+    noise = np.abs(np.random.default_rng(0).normal(size=4000))
+    sentence = judge_error(Curve.of(steps, steps**power * noise), "error").sentence
+    assert float(sentence.split("step^")[1].rstrip(".")) == pytest.approx(power, abs=0.11)
+    flat = judge_error(Curve.of(steps, noise), "error").sentence
+    assert "step^" not in flat

@@ -22,7 +22,8 @@ _METRICS = {
     "value": ("Value", "What the agent expects, on the mean."),
     "reward": ("Reward", "A step, on the mean."),
     "changed": ("Policy changed", "Share of states whose action changed."),
-    "clip": ("Clipped", "Share of actions whose probability ratio was out of bounds."),
+    "clipped": ("Clipped", "Share of actions whose probability ratio was out of bounds."),
+    "clip": ("Bounds", "How far from 1 a probability ratio may be before it is out of bounds."),
     "explained_variance": ("Explained variance", "Share of the returns' variance that the values foresee; 1 is all."),
     "epsilon": ("Exploration", "The chance of an action at random."),
     "temperature": ("Temperature", "What a nat of entropy is worth."),
@@ -45,6 +46,12 @@ def acted(record: Record) -> bool:
     """Whether the run learned from acting."""
     told = ("total_env_steps", "env_steps", "held_out_return", "estimate", "iterate")
     return record.last("world") is not None or any(len(record.curve(name)) for name in told)
+
+
+def descends(record: Record) -> bool:
+    """Whether gradients move what is trained; a table is moved by its method."""
+    model = record.last("model")
+    return model is None or model.number("trainable") != 0
 
 
 def acting_facts(record: Record) -> list[Fact]:
@@ -135,8 +142,10 @@ def _loss(loss: Curve) -> Chart | None:
     """The method's own; where a sweep left nothing to be mended, that cannot be on a logarithmic axis."""
     caption, done = "What the method makes of its experience.", loss.values == 0
     if done.any() and (loss.values > 0).any() and (loss.values >= 0).all():
-        return metric_chart("loss", "Loss", loss.where(~done), f"{caption} Where it is 0 it is left out.", log=True)
-    return metric_chart("loss", "Loss", loss, caption)
+        return metric_chart(
+            "loss", "Loss", loss.where(~done), f"{caption} Where it is 0 it is left out.", form=".3~g", log=True
+        )
+    return metric_chart("loss", "Loss", loss, caption, form=".3~g")
 
 
 def _estimate(record: Record) -> Curve:

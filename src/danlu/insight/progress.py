@@ -30,6 +30,13 @@ GAINED = 0.05
 SHRUNK = 0.5
 """An error that is not halved over a run has not converged to anything."""
 
+MIN_OCTAVES = 5
+"""Doublings of the steps, of which a power law shows in fewer also where there is none."""
+_ALIKE = 32
+"""More errors of one octave say little more: neighbours of a run are alike."""
+EXPLAINED = 0.8
+"""Of an error's course, on logarithmic axes, by a straight line: one that explains less is not worth telling."""
+
 
 def judge_returns(train: Curve, held_out: Curve) -> Fit:
     """Judges what was learned by held-out returns, or by those of training where none were measured.
@@ -61,23 +68,23 @@ def judge_returns(train: Curve, held_out: Curve) -> Fit:
 
 
 def judge_error(error: Curve, name: str) -> Fit:
-    """Judges what converges by its error, and how fast that falls: e ~ step^rate over the second half.
+    """Judges what converges by its error, and how fast that falls: e ~ step^rate, where it does so.
 
     Args:
         error: at least zero.
         name: what it is of.
 
     Example:
-        >>> steps = list(range(1, 1001))
+        >>> steps = list(range(1, 1024))
         >>> judge_error(Curve.of(steps, [step**-0.5 for step in steps]), "error").sentence
-        'The error went from 1 to 0.034, about as step^-0.50 in the second half.'
+        'The error went from 1 to 0.033, about as step^-0.5.'
     """
     if len(error) < MIN_MEASURED:
         return Fit("too early to tell", f"The {name} was measured {len(error)} times so far.")
     quarters = np.array_split(error.values, 4)
     last = float(quarters[3].mean())
-    rate = _rate(error.where(np.arange(len(error)) >= len(error) // 2))
-    about = "" if rate is None else f", about as step^{rate:.2f} in the second half"
+    rate = _rate(error)
+    about = "" if rate is None else f", about as step^{rate:.1f}"
     sentence = f"The {name} went from {error.values[0]:.4g} to {last:.2g}{about}."
     return Fit("converging" if last <= SHRUNK * float(error.values[0]) else "not converging", sentence)
 
@@ -101,8 +108,18 @@ class _Noise:
         return NOISE * self._deviation * (1 / num + 1 / other) ** 0.5
 
 
-def _rate(curve: Curve) -> float | None:
-    positive = curve.where((curve.values > 0) & (curve.steps > 0))
-    if len(positive) < MIN_MEASURED or positive.steps[0] == positive.steps[-1]:
+def _rate(error: Curve) -> float | None:
+    """The power of the steps by which it falls, by its root mean square in each octave; None where that is no line."""
+    positive = error.where((error.values > 0) & (error.steps > 0))
+    octaves = np.floor(np.log2(positive.steps)).astype(int)
+    known, counts = np.unique(octaves, return_counts=True)
+    known, counts = known[counts >= MIN_MEASURED], counts[counts >= MIN_MEASURED]
+    if len(known) < MIN_OCTAVES:
         return None
-    return float(np.polyfit(np.log(positive.steps), np.log(positive.values), 1)[0])
+    at = np.array([np.log2(positive.steps[octaves == octave]).mean() for octave in known])
+    size = np.array([0.5 * np.log2(np.mean(positive.values[octaves == octave] ** 2)) for octave in known])
+    weights = np.sqrt(np.minimum(counts, _ALIKE))
+    slope, start = np.polyfit(at, size, 1, w=weights)
+    left = np.average((size - start - slope * at) ** 2, weights=weights)
+    spread = np.average((size - np.average(size, weights=weights)) ** 2, weights=weights)
+    return float(slope) if left <= (1 - EXPLAINED) * spread else None

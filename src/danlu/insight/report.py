@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danlu.insight.acting import acted, acting_charts, acting_facts, judge_acting, world_facts
+from danlu.insight.acting import acted, acting_charts, acting_facts, descends, judge_acting, world_facts
 from danlu.insight.charts import Chart, histogram_chart, loss_chart, metric_chart
 from danlu.insight.clips import clips_of
 from danlu.insight.curve import Curve
@@ -122,7 +122,7 @@ def _key_facts(record: Record) -> tuple[Fact, ...]:
     if model and parameters is not None:
         trainable = model.number("trainable")
         part = "" if trainable in (None, parameters) else f"{count(trainable)} trained ({trainable / parameters:.2%})"
-        facts.append(Fact("Parameters", count(parameters), part))
+        facts.append(Fact("Parameters", count(parameters), part if trainable else "moved by the method"))
     return tuple(fact for fact in facts if fact)
 
 
@@ -163,8 +163,7 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
             form=".3~p",
             from_zero=True,
         ),
-        metric_chart("lr", "Learning rate", record.curve("lr"), "", form=".3~g", from_zero=True, noisy=False),
-        metric_chart("grad-norm", "Gradient norm", record.curve("grad_norm"), "Before clipping."),
+        *(_descent_charts(record) if descends(record) else ()),
         metric_chart(
             "memory",
             "Memory",
@@ -184,6 +183,14 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
         ),
     ]
     return tuple(chart for chart in charts if chart)
+
+
+def _descent_charts(record: Record) -> list[Chart | None]:
+    norm = record.curve("grad_norm")
+    return [
+        metric_chart("lr", "Learning rate", record.curve("lr"), "", form=".3~g", from_zero=True, noisy=False),
+        metric_chart("grad-norm", "Gradient norm", norm, "Before clipping.") if norm.values.any() else None,
+    ]
 
 
 def _loss_words(record: Record) -> list[str]:

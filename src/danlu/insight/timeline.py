@@ -114,6 +114,8 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
             return "Model built", ", ".join(word for word in words if word)
         case "world":
             num = event.number("num_envs") or 1
+            if not event.text("env"):
+                return "No environment", "what is learned from is drawn by chance"
             return "Environment made", f"{event.text('env')}{f', {num:,.0f} side by side' if num > 1 else ''}"
         case "end":
             seconds = event.number("seconds")

@@ -18,6 +18,8 @@ _WRITTEN_UP_TO = 150
 _CELL = 44
 _SCALE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Viridis (van der Walt and Smith, 2015): as light as it is large, and told apart by all eyes."""
+_MIDDLE = 0.18
+"""The luminance that black and white stand out from alike."""
 _UP, _RIGHT, _DOWN, _LEFT, _STAY = (-1, 0), (0, 1), (1, 0), (0, -1), (0, 0)
 _KNOWN_MOVES = {
     "FrozenLake": (_LEFT, _DOWN, _RIGHT, _UP),
@@ -95,9 +97,9 @@ def draw(grid: Grid, measured: Measured, low: float, high: float) -> str:
             f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="{color}"><title>{tip}</title></rect>'
         )
         centre = (x + _CELL / 2, y + _CELL / 2 - (6 if written else 0))
-        if action is not None and state != grid.target and action < len(grid.moves):
+        if action is not None and action < len(grid.moves):
             arrows[ink] += _arrow(*centre, grid.moves[action])
-        elif action is not None and written and state != grid.target and not grid.moves:
+        elif action is not None and written and not grid.moves:
             cells.append(_word(centre[0], centre[1] + 4, ink, 12, f"a{action}"))
         if written:
             cells.append(_word(x + _CELL / 2, y + _CELL - 5, ink, 10, _short(value)))
@@ -177,8 +179,9 @@ def _colored(share: float) -> tuple[str, str]:
     red, green, blue = (
         round(low + part * (high - low)) for low, high in zip(_SCALE[index], _SCALE[index + 1], strict=True)
     )
-    light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-    return f"#{red:02x}{green:02x}{blue:02x}", "#111" if light else "#fff"
+    weights = zip((red, green, blue), (0.2126, 0.7152, 0.0722), strict=True)
+    luminance = sum(weight * (part / 255) ** 2.2 for part, weight in weights)
+    return f"#{red:02x}{green:02x}{blue:02x}", "#111" if luminance > _MIDDLE else "#fff"
 
 
 def _arrow(x: float, y: float, move: tuple[int, int]) -> str:
@@ -214,7 +217,7 @@ def _scale(low: float, high: float, width: int, y: int) -> str:
         for i in range(num)
     )
     words = f'<text class="scale" x="106" y="{y + 9}">{_short(low)} to {_short(high)}</text>'
-    return f'<g transform="translate({max(0, (width - 200) / 2):g} 0)">{bar}{words}</g>'
+    return f'<g shape-rendering="crispEdges" transform="translate({max(0, (width - 200) / 2):g} 0)">{bar}{words}</g>'
 
 
 def _word(x: float, y: float, ink: str, size: int, word: str) -> str:
