@@ -76,7 +76,7 @@ def pretrain(folder: str, rows: str, text: str, threads: int, quick: bool) -> Fa
         "model": {"name": "qwen3", **shape},
         "method": "next_token",
         "data": {
-            "train": [{"path": text, "weight": 1}, {"path": "${stdlib}/*.py", "weight": 3}],
+            "train": [{"files": text, "weight": 1}, {"files": "${stdlib}/*.py", "weight": 3}],
             "vocab_size": 4096,
             "context": 256,
             "step_tokens": 4096,

@@ -103,7 +103,7 @@ def data_facts(experiment: Experiment | ActingExperiment) -> tuple[str, dict[str
 
 def _world_facts(experiment: ActingExperiment) -> dict[str, Any]:
     data, environments = experiment.recipe.data, experiment.environments
-    if environments is None:
+    if environments is None or data.env is None:
         return {"env": None}
     spaces = environments.spaces
     return {

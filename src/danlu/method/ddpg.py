@@ -182,7 +182,7 @@ class DDPG(ActingMethod):
 
     @torch.no_grad()
     def targets(self, agent: DeterministicAgent, steps: Steps) -> Float[Tensor, " B"]:
-        """y of each step; one whose episode was only cut goes on in what it led to."""
+        """Y of each step; one whose episode was only cut goes on in what it led to."""
         following = agent.spaces.vector(steps.following.flatten(0, 1))
         after = q(agent.target_critic, following, mu(agent.target_actor, following))
         return steps.rewards.flatten() + self.gamma * after * ~steps.terminated.flatten()

@@ -147,7 +147,7 @@ class DQN(ActingMethod):
 
     @torch.no_grad()
     def targets(self, agent: QAgent, steps: Steps) -> Float[Tensor, " B"]:
-        """y of each step; one whose episode was only cut goes on in what it led to."""
+        """Y of each step; one whose episode was only cut goes on in what it led to."""
         following = agent.spaces.vector(steps.following.flatten(0, 1))
         after = agent.target(following)[0]
         if self.double:
