@@ -202,7 +202,7 @@ def sb3_side(name: str, steps: int, threads: int, seed: int) -> Facts:
     settings = dict(trial.settings)
     for key in trial.linear:
         settings[key] = partial(lambda start, left: left * start, settings[key])
-    every = 1000 if name == "ddpg" else 1
+    every = 500 if name == "ddpg" else 1
     if name == "ddpg":
         settings["action_noise"] = NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))
         settings["learning_starts"] = min(settings["learning_starts"], steps // 2)

@@ -14,7 +14,7 @@ from danlu.acting import ActingMethod, Turn
 from danlu.parts.network import MLP
 from danlu.random import fold
 from danlu.registry import lookup
-from tests.playing import Played
+from playing import Played
 
 EPISODES = 20
 BARS = {

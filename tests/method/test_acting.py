@@ -17,7 +17,7 @@ from danlu.method.reinforce import Reinforce
 from danlu.method.td_neural import TDNeural
 from danlu.method.trpo import TRPO
 from danlu.parts.network import MLP
-from tests.playing import Played
+from playing import Played
 
 METHODS: dict[str, ActingMethod] = {
     "reinforce": Reinforce(episodes=2, longest=30),

@@ -13,7 +13,7 @@ import torch
 from danlu.acting import Spaces
 from danlu.method.a2c import A2C
 from danlu.method.advantages import OnPolicy
-from danlu.method.descent import descend
+from danlu.method.descent import step
 from danlu.method.ppo import PPO
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP
@@ -97,12 +97,15 @@ def test_ppo(env: str, value_clip: float | None) -> None:
     batch = filled(model)
     optimizer = torch.optim.SGD([agent.networks.theta], lr=RATE)
     for minibatch in method.minibatches(batch, torch.Generator()):
-        terms = method.terms(agent, minibatch, method.clip_range)
-        descend(optimizer, method.loss(terms), [agent.networks.theta], method.clip_norm)
+        passed = agent.networks.passed(minibatch.x)
+        said = agent.opinion_of(passed.said, minibatch.actions)
+        loss, metrics = method.loss(said, minibatch, method.clip_range)
+        slope = method.slope(said, minibatch, said.log_prob() - minibatch.log_prob, method.clip_range)
+        agent.networks.pull(passed, slope)
+        step(optimizer, [agent.networks.theta], method.clip_norm)
     model.train()
-    said = model.logger.name_to_value
-    assert float(method.loss(terms).detach()) == pytest.approx(said["train/loss"], rel=1e-4, abs=1e-5)
-    assert 0 < float(terms.clipped(method.clip_range)) < 1
+    assert float(loss) == pytest.approx(model.logger.name_to_value["train/loss"], rel=1e-4, abs=1e-5)
+    assert 0 < float(metrics["clipped"]) < 1
     assert float((agent.networks.theta - start).abs().max()) > 1e-2
     same(model, agent, settled)
 
@@ -115,12 +118,15 @@ def test_a2c(env: str) -> None:
     copied(model, agent)
     start = agent.networks.theta.detach().clone()
     batch = filled(model)
-    loss, metrics = method.loss(agent.opinion(batch.x, batch.actions), batch)
-    descend(torch.optim.SGD([agent.networks.theta], lr=RATE), loss, [agent.networks.theta], method.clip_norm)
+    passed = agent.networks.passed(batch.x)
+    said = agent.opinion_of(passed.said, batch.actions)
+    _, metrics = method.loss(said, batch)
+    agent.networks.pull(passed, method.slope(said, batch))
+    step(torch.optim.SGD([agent.networks.theta], lr=RATE), [agent.networks.theta], method.clip_norm)
     model.train()
-    said = model.logger.name_to_value
+    told = model.logger.name_to_value
     for ours, name in (("policy_loss", "train/policy_loss"), ("value_loss", "train/value_loss")):
-        assert float(metrics[ours]) == pytest.approx(said[name], rel=1e-4, abs=1e-5)
+        assert float(metrics[ours]) == pytest.approx(told[name], rel=1e-4, abs=1e-5)
     assert float((agent.networks.theta - start).abs().max()) > 1e-2
     same(model, agent, settled)
 
@@ -139,3 +145,29 @@ def test_advantages_of_a_rollout_are_theirs() -> None:
     following = np.concatenate([buffer.values[1:], last[None]])
     given = (buffer.rewards, buffer.values, following, ended, np.zeros_like(ended))
     np.testing.assert_allclose(advantages_of(*given, gamma=0.95, lam=0.9), buffer.advantages, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("method", [A2C(entropy_weight=0.1), PPO(entropy_weight=0.1), PPO(value_clip=0.2)], ids=["a2c", "ppo", "value clip"])
+def test_a_slope_written_out_is_the_gradient_of_its_loss(env: str, method: A2C | PPO) -> None:
+    played = gymnasium.make(env)
+    agent = method.agent(Spaces(played.observation_space, played.action_space), MLP(hidden=(8,)), seed=0).double()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        agent.networks.theta += 0.3 * torch.randn(agent.networks.theta.shape, generator=chance, dtype=torch.float64)
+    x = torch.randn(64, agent.spaces.features, generator=chance, dtype=torch.float64)
+    drawn, log_prob = agent.family.draw(*agent.outputs(x.numpy()), chance)
+    noise = torch.randn(4, 64, generator=chance, dtype=torch.float64)
+    actions = torch.from_numpy(drawn)
+    batch = OnPolicy(x, actions, torch.from_numpy(log_prob) + 0.4 * noise[0], *noise[1:])
+    passed = agent.networks.passed(x)
+    said = agent.opinion_of(passed.said, actions)
+    again = agent.opinion(x, actions)
+    if isinstance(method, PPO):
+        slope = method.slope(said, batch, said.log_prob() - batch.log_prob, 0.2)
+        loss, _ = method.loss(again, batch, 0.2)
+    else:
+        slope, (loss, _) = method.slope(said, batch), method.loss(again, batch)
+    agent.networks.pull(passed, slope)
+    (wanted,) = torch.autograd.grad(loss, agent.networks.theta)
+    torch.testing.assert_close(agent.networks.theta.grad, wanted, rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ from danlu.method.trpo import TRPO, Region, conjugate_gradient
 from danlu.parts.actor_critic import SeparateActorCritic
 from danlu.parts.distributions import Categorical
 from danlu.parts.network import MLP
-from tests.playing import Played
+from playing import Played
 
 F = 4
 SEEN = Box(-np.inf, np.inf, (F,))

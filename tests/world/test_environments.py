@@ -19,6 +19,8 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("Pendulum-v1", {"normalize_observations": True, "normalize_rewards": True, "gamma": 0.9}),
     ("CartPole-v1", {"vectorize": False, "normalize_observations": True}),
     ("FrozenLake-v1", {}),
+    ("Acrobot-v1", {}),
+    ("Taxi-v4", {"vectorize": False}),
     ("faulty_environments:Wander-v0", {"normalize_rewards": True, "gamma": 0.99}),
     ("gridworld", {"options": {"slip": 0.2}}),
     ("gridworld", {"vectorize": False, "options": {"slip": 0.2, "max_steps": 30}}),
@@ -72,6 +74,16 @@ def test_episodes_longer_than_the_history_began_with_are_kept() -> None:
         assert other.state_dict() == saved
         actions = next(drawn(one, 1, 9))
         assert print_of(one.step(actions)) == print_of(other.step(actions))
+
+
+def test_what_was_done_in_episodes_that_ended_is_forgotten() -> None:
+    environments = Environments("CartPole-v1", 2, seed=1)
+    for actions in drawn(environments, 2000, 1):
+        environments.step(actions)
+    saved = environments.state_dict()
+    assert [each["shape"][0] for each in saved["actions"]] == saved["lengths"]
+    assert environments._history is not None
+    assert len(environments._history._rows) < 600
 
 
 @pytest.mark.parametrize("settings", [{"vectorize": False}, {"workers": 2}])
@@ -168,6 +180,7 @@ def test_statistics_of_another_are_used_and_left_alone() -> None:
         (lambda s: s.update(env="Pendulum-v1"), "saved with env = 'Pendulum-v1'"),
         (lambda s: s.update(num_envs=4), "saved with num_envs = 4"),
         (lambda s: s.update(seed=4), "saved with seed = 4"),
+        (lambda s: s.update(options='{"g": 9}'), "saved with options"),
         (lambda s: s["actions"].pop(), "of other environments"),
         (lambda s: s.update(actions=None), "saved another way"),
         (lambda s: s["actions"][0].update(data="@"), "cannot be read"),

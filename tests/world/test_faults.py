@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import multiprocessing
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,7 @@ def test_a_process_that_is_lost_names_its_environment(fault: str, says: str) -> 
 def test_a_reset_that_fails_is_told(workers: int) -> None:
     with (
         Environments(FAULTY, 2, options={"at_reset": True}, workers=workers) as environments,
-        pytest.raises(RunError, match=r"environment 0, at its reset: it raised OSError .*: no such robot"),
+        pytest.raises(RunError, match=r"environment [01], at its reset: it raised OSError .*: no such robot"),
     ):
         environments.reset()
 
@@ -149,3 +151,8 @@ def test_arguments_that_cannot_be_meant_are_told(settings: dict[str, Any], says:
 def test_a_choice_cannot_be_normalised() -> None:
     with pytest.raises(RecipeError, match="only numbers can be normalised"):
         Environments("FrozenLake-v1", normalize_observations=True)
+
+
+def test_a_process_of_its_own_starts_without_torch() -> None:
+    code = "import sys, danlu.world.workers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
-from danlu.method.descent import descend
+from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
@@ -60,26 +61,33 @@ class A2C(ActingMethod):
         assert isinstance(agent, ActorCritic)
         steps = experience.rollout(agent, self.num_steps)
         x = agent.spaces.vector(steps.observations.flatten(0, 1))
-        said = agent.opinion(x, steps.actions.flatten(0, 1))
+        passed = agent.networks.passed(x)
+        said = agent.opinion_of(passed.said, steps.actions.flatten(0, 1))
         batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
+        if self.standardise:
+            batch = replace(batch, advantages=standardised(batch.advantages))
+        agent.networks.pull(passed, self.slope(said, batch))
+        step(turn.optimizer, [agent.networks.theta], self.clip_norm)
         loss, metrics = self.loss(said, batch)
-        descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
-        return metrics
+        return {"loss": loss, **metrics}
 
     def loss(self, said: Opinion, batch: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what is recorded of it.
+        """The loss, and what is recorded beside it.
 
         Args:
-            said: what the agent thinks of the steps, with a gradient.
+            said: what the agent thinks of the steps.
             batch: the steps.
         """
-        advantages = standardised(batch.advantages) if self.standardise else batch.advantages
-        policy_loss = -(advantages * said.log_prob()).mean()
-        value_loss = (batch.returns - said.values).square().mean()
-        loss = policy_loss + self.value_weight * value_loss
-        if self.entropy_weight:
-            loss = loss - self.entropy_weight * said.entropy()
-        with torch.no_grad():
-            entropy = said.entropy()
-        metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        policy_loss = -(batch.advantages * said.log_prob()).mean()
+        value_loss, entropy = (batch.returns - said.values).square().mean(), said.entropy()
+        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
+        return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+    @torch.no_grad()
+    def slope(self, said: Opinion, batch: OnPolicy) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss's gradient by what the networks say: the policy's outputs, the values, and the own numbers."""
+        num = len(batch)
+        pull = batch.advantages * (-1 / num)
+        outputs, own = said.family.slope(said.outputs, said.own, said.actions, pull, -self.entropy_weight / num)
+        values = (said.values - batch.returns).mul_(2 * self.value_weight / num)
+        return outputs, values[:, None], own

@@ -51,9 +51,9 @@ class DeterministicAgent(Agent):
         assert isinstance(spaces.action, Box), "actions are numbers"
         low, high = (torch.from_numpy(bound.flatten()).float() for bound in (spaces.action.low, spaces.action.high))
         self.middle: Tensor
-        self.half: Tensor
+        self.reach: Tensor
         self.register_buffer("middle", (high + low) / 2, persistent=False)
-        self.register_buffer("half", (high - low) / 2, persistent=False)
+        self.register_buffer("reach", (high - low) / 2, persistent=False)
         f, num = spaces.features, len(low)
         self.actor, self.target_actor = (Networks(f, (num,), network, seed=fold(seed, "actor")) for _ in range(2))
         self.critic, self.target_critic = (
@@ -77,11 +77,11 @@ class DeterministicAgent(Agent):
         inner = torch.from_numpy(self.actor.answer(0, self.spaces.vector(observations).numpy())).tanh_()
         if chance is not None:
             inner = (inner + self.noise * torch.randn(inner.shape, generator=chance)).clamp_(-1, 1)
-        return Choice(self.middle + self.half * inner)
+        return Choice(self.middle + self.reach * inner)
 
     def inner(self, actions: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
         """Actions as numbers in [-1, 1]."""
-        return (actions - self.middle) / self.half
+        return (actions - self.middle) / self.reach
 
     def values(self, observations: Tensor) -> Float[Tensor, " N"]:
         """See `Agent`: what it thinks of its own action."""

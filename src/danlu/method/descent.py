@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,18 +22,24 @@ def descend(
     """
     for p, gradient in zip(weights, torch.autograd.grad(loss, list(weights)), strict=True):
         p.grad = gradient
-    if clip_norm is not None:
-        clip(weights, clip_norm)
-    optimizer.step()
-    for p in weights:
-        p.grad = None
+    step(optimizer, weights, clip_norm)
 
 
 @torch.no_grad()
-def clip(weights: Sequence[nn.Parameter], clip_norm: float) -> None:
-    """Scale the gradient of some weights, together, down to a norm when it is longer."""
-    gradients = [p.grad for p in weights if p.grad is not None]
-    norm = gradients[0].norm() if len(gradients) == 1 else torch.stack([g.norm() for g in gradients]).norm()
-    scale = (clip_norm / (norm + 1e-6)).clamp_(max=1.0)
-    for g in gradients:
-        g.mul_(scale)
+def step(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], clip_norm: float | None = None) -> None:
+    """Move some weights by their gradients, and leave them without.
+
+    Args:
+        optimizer: which moves them.
+        weights: which; no other has a gradient.
+        clip_norm: their gradient is scaled down to this norm when it is longer; None never does.
+    """
+    if clip_norm is not None:
+        gradients = [p.grad for p in weights if p.grad is not None]
+        norm = math.sqrt(sum(float(g.norm()) ** 2 for g in gradients))
+        if norm > clip_norm:
+            for g in gradients:
+                g.mul_(clip_norm / (norm + 1e-6))
+    optimizer.step()
+    for p in weights:
+        p.grad = None

@@ -62,9 +62,9 @@ class Weighing:
         self.w, self.k, self.size = w, k, size
         self.before, self.squares = k, 0.0
 
-    def move(self, column: tuple[int, ...], phi: np.ndarray, goal: float) -> None:
-        """Move them towards what was seen: ``w <- w + a_k (goal - phi^T w) phi``; of an action, its column."""
-        w = self.w[(slice(None), *column)]
+    def move(self, phi: np.ndarray, goal: float, action: int | None = None) -> None:
+        """Move them towards what was seen: ``w <- w + a_k (goal - phi^T w) phi``; an action's, where one is given."""
+        w = self.w if action is None else self.w[:, action]
         self.k += 1
         error = goal - float(phi.dot(w))
         w += self.size.move(error, self.k) * phi

@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
-from danlu.method.descent import descend
+from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
@@ -76,75 +76,77 @@ class PPO(ActingMethod):
         steps = experience.rollout(agent, self.num_steps)
         x = agent.spaces.vector(steps.observations.flatten(0, 1))
         with torch.no_grad():
-            said = agent.opinion(x, steps.actions.flatten(0, 1))
-        batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
+            before = agent.opinion(x, steps.actions.flatten(0, 1))
+        batch = OnPolicy.of(agent, steps, x, before, gamma=self.gamma, lam=self.gae_lambda)
         clip = self.clip_range * (1 - turn.share if self.clip_decays else 1.0)
+        networks = agent.networks
         for minibatch in self.minibatches(batch, turn.torch_chance()):
-            terms = self.terms(agent, minibatch, clip)
-            if self.target_kl is not None and terms.kl() > 1.5 * self.target_kl:
+            passed = networks.passed(minibatch.x)
+            said = agent.opinion_of(passed.said, minibatch.actions)
+            log_ratio = said.log_prob() - minibatch.log_prob
+            if self.target_kl is not None and distance(log_ratio) > 1.5 * self.target_kl:
                 break
-            descend(turn.optimizer, self.loss(terms), [agent.networks.theta], self.clip_norm)
+            networks.pull(passed, self.slope(said, minibatch, log_ratio, clip))
+            step(turn.optimizer, [networks.theta], self.clip_norm)
         with torch.no_grad():
-            terms = self.terms(agent, batch, clip)
-            metrics = {"loss": self.loss(terms), "policy_loss": terms.policy, "value_loss": terms.value}
-            metrics |= {"entropy": terms.said.entropy(), "kl": terms.kl(), "clipped": terms.clipped(clip)}
-        return {**metrics, "clip": clip, "explained_variance": batch.explained}
+            loss, metrics = self.loss(agent.opinion(batch.x, batch.actions), self._standard(batch), clip)
+        return {"loss": loss, **metrics, "clip": clip, "explained_variance": batch.explained}
 
     def minibatches(self, batch: OnPolicy, chance: torch.Generator) -> Iterator[OnPolicy]:
         """The steps in another order each epoch, in updates; all at once where an update takes them all."""
         if self.batch_size >= len(batch):
-            yield from [batch] * self.epochs
+            yield from [self._standard(batch)] * self.epochs
             return
         for _ in range(self.epochs):
             mixed = batch.rows(torch.randperm(len(batch), generator=chance))
             for start in range(0, len(batch), self.batch_size):
-                yield mixed.rows(slice(start, start + self.batch_size))
+                yield self._standard(mixed.rows(slice(start, start + self.batch_size)))
 
-    def terms(self, agent: ActorCritic, batch: OnPolicy, clip: float) -> Terms:
-        """What the loss is made of.
+    def _standard(self, batch: OnPolicy) -> OnPolicy:
+        return replace(batch, advantages=standardised(batch.advantages)) if self.standardise else batch
+
+    def loss(self, said: Opinion, batch: OnPolicy, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is recorded beside it.
 
         Args:
-            agent: which learns.
-            batch: of what.
+            said: what the agent thinks of the steps.
+            batch: the steps.
             clip: eps.
         """
-        said = agent.opinion(batch.x, batch.actions)
-        advantages = standardised(batch.advantages) if self.standardise else batch.advantages
         log_ratio = said.log_prob() - batch.log_prob
-        ratio = log_ratio.exp()
-        policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
-        values = said.values
+        ratio, advantages, values = log_ratio.exp(), batch.advantages, said.values
+        policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
         if self.value_clip is not None:
             values = batch.values + (values - batch.values).clamp(-self.value_clip, self.value_clip)
-        return Terms(policy, (batch.returns - values).square().mean(), said, log_ratio)
+        value_loss, entropy = (batch.returns - values).square().mean(), said.entropy()
+        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
+        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        metrics |= {"kl": distance(log_ratio), "clipped": ((ratio - 1).abs() > clip).float().mean()}
+        return loss, metrics
 
-    def loss(self, terms: Terms) -> Tensor:
-        """The loss."""
-        loss = terms.policy + self.value_weight * terms.value
-        return loss - self.entropy_weight * terms.said.entropy() if self.entropy_weight else loss
+    @torch.no_grad()
+    def slope(
+        self, said: Opinion, batch: OnPolicy, log_ratio: Float[Tensor, " B"], clip: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss's gradient by what the networks say: the policy's outputs, the values, and the own numbers.
+
+        Args:
+            said, batch, clip: see `loss`.
+            log_ratio: log r_t of each step.
+        """
+        ratio, advantages, num = log_ratio.exp(), batch.advantages, len(batch)
+        held = torch.where(advantages > 0, ratio > 1 + clip, ratio < 1 - clip)
+        pull = (ratio * advantages).masked_fill_(held, 0).mul_(-1 / num)
+        outputs, own = said.family.slope(said.outputs, said.own, said.actions, pull, -self.entropy_weight / num)
+        values = (said.values - batch.returns).mul_(2 * self.value_weight / num)
+        if self.value_clip is not None:
+            gone = said.values - batch.values
+            bounded = gone.clamp(-self.value_clip, self.value_clip)
+            values = (batch.values + bounded - batch.returns).mul_(2 * self.value_weight / num)
+            values.masked_fill_(gone != bounded, 0)
+        return outputs, values[:, None], own
 
 
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """What the loss of some steps is made of.
-
-    Attributes:
-        policy: less the clipped surrogate.
-        value: the critic's squared error.
-        said: what the agent thinks of the steps.
-        log_ratio: of each, the logarithm of r_t.
-    """
-
-    policy: Float[Tensor, ""]
-    value: Float[Tensor, ""]
-    said: Opinion
-    log_ratio: Float[Tensor, " B"]
-
-    def kl(self) -> Float[Tensor, ""]:
-        """About KL(pi_old || pi), in nats: the mean of r - 1 - log r, which is never negative."""
-        log_ratio = self.log_ratio.detach()
-        return (log_ratio.expm1() - log_ratio).mean()
-
-    def clipped(self, clip: float) -> Float[Tensor, ""]:
-        """The share of steps whose ratio has left the range."""
-        return (self.log_ratio.detach().expm1().abs() > clip).float().mean()
+def distance(log_ratio: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """About KL(pi_old || pi), in nats: the mean of r - 1 - log r, which is never negative."""
+    return (log_ratio.expm1() - log_ratio).mean()

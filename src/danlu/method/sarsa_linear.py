@@ -105,7 +105,7 @@ class SarsaLinear(ActingMethod):
         goal = seen.reward
         if not seen.terminated:
             goal = seen.reward + self.gamma * float(seen.following.dot(learning.w[:, following_action]))
-        learning.move((seen.action,), seen.phi, goal)
+        learning.move(seen.phi, goal, seen.action)
 
 
 def seen_in(agent: LinearActionValue, steps: Steps) -> list[Seen]:

@@ -77,7 +77,7 @@ class TDLinear(ActingMethod):
             learning = Weighing(agent.w.numpy(), int(agent.k), self.step_size)
             steps = experience.rollout(agent, self.steps)
             for phi, following, reward in zip(*steps_of(agent, steps), strict=True):
-                learning.move((), phi, float(reward + self.gamma * following.dot(agent.w.numpy())))
+                learning.move(phi, float(reward + self.gamma * following.dot(learning.w)))
             agent.k.fill_(learning.k)
         return learning.told() | {"reward": float(steps.rewards.double().mean())}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,11 @@ class ActorCritic(StochasticAgent):
 
     def opinion(self, x: Float[Tensor, "B F"], actions: Tensor) -> Opinion:
         """What it thinks of observations, as vectors, and actions; values are zero where it has none."""
-        outputs, *values, own = self.networks(x)
+        return self.opinion_of(self.networks(x), actions)
+
+    def opinion_of(self, said: Sequence[Tensor], actions: Tensor) -> Opinion:
+        """The same of what its networks have said."""
+        outputs, *values, own = said
         value = values[0].squeeze(1) if self.valued else outputs.new_zeros(len(outputs))
         return Opinion(self.family, outputs, own, actions, value)
 

@@ -54,6 +54,12 @@ class Family(ABC):
         """The logarithm of each action's probability or density."""
 
     @abstractmethod
+    def slope(
+        self, outputs: Float[Tensor, "B O"], own: Tensor, actions: Tensor, pull: Float[Tensor, " B"], calm: float
+    ) -> tuple[Float[Tensor, "B O"], Tensor]:
+        """The gradient of sum_i pull_i log p(a_i) + calm H_i, pull being fixed, by the outputs and by the own numbers."""
+
+    @abstractmethod
     def entropy(self, outputs: Float[Tensor, "B O"], own: Tensor) -> Float[Tensor, " B"]:
         """The entropy at each row, in nats."""
 
@@ -92,6 +98,17 @@ class Categorical(Family):
         chosen = actions - self.start if self.start else actions
         return outputs.log_softmax(1).gather(1, chosen[:, None]).squeeze(1)
 
+    def slope(
+        self, outputs: Float[Tensor, "B O"], own: Tensor, actions: Tensor, pull: Float[Tensor, " B"], calm: float
+    ) -> tuple[Float[Tensor, "B O"], Tensor]:
+        """See `Family`: of log p(a) it is 1[a] - p, of the entropy - p (log p + H)."""
+        chosen, p, c = (actions - self.start if self.start else actions)[:, None], outputs.softmax(1), pull[:, None]
+        found = (p * -c).scatter_add_(1, chosen, c)
+        if calm:
+            log_p = outputs.log_softmax(1)
+            found -= calm * p * (log_p - (p * log_p).sum(1, keepdim=True))
+        return found, own
+
     def entropy(self, outputs: Float[Tensor, "B O"], own: Tensor) -> Float[Tensor, " B"]:
         """See `Family`."""
         log_p = outputs.log_softmax(1)
@@ -127,6 +144,14 @@ class DiagonalGaussian(Family):
         """See `Family`; actions ``[B, A]``."""
         z = (actions - outputs) * (-own).exp()
         return -0.5 * z.square().sum(1) - (own.sum() + 0.5 * self.outputs * _LOG_2PI)
+
+    def slope(
+        self, outputs: Float[Tensor, "B O"], own: Tensor, actions: Tensor, pull: Float[Tensor, " B"], calm: float
+    ) -> tuple[Float[Tensor, "B O"], Tensor]:
+        """See `Family`: of log p(a) it is z / s with z = (a - m) / s, and z^2 - 1; of the entropy nothing, and 1."""
+        inverse, c = (-own).exp(), pull[:, None]
+        z = (actions - outputs) * inverse
+        return c * z * inverse, (c * (z.square() - 1)).sum(0) + calm * len(outputs)
 
     def entropy(self, outputs: Float[Tensor, "B O"], own: Tensor) -> Float[Tensor, " B"]:
         """See `Family`."""

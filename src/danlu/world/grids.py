@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from danlu.world.dynamics import Vectorized
+from danlu.world.cells import Cells
 from danlu.world.gridworld import MOVES, GridWorld
 
 
-class Grids(Vectorized):
+class Grids(Cells):
     """Many of one grid world.
 
     A grid whose target does not end the episode may go on for ever, so it is saved by where it is, not by what it did.
     """
 
-    size = 1
     keeps_state = True
 
     def __init__(self, num_envs: int, limit: int | None, options: Mapping[str, Any]) -> None:
@@ -25,25 +24,11 @@ class Grids(Vectorized):
         self.grid = GridWorld(**options)
         limits = [n for n in (limit, self.grid.max_steps) if n is not None]
         self.limit = min(limits, default=None)
-        self.cells = np.zeros(num_envs, np.int64)
-        self.chances: list[np.random.Generator] = [np.random.Generator(np.random.PCG64(0))] * num_envs
 
     def start(self, chance: np.random.Generator) -> int:
         """See `Vectorized.start`."""
         starts = self.grid.layout.starts
         return int(starts[chance.integers(len(starts))])
-
-    def show(self, state: np.ndarray) -> np.ndarray:
-        """See `Vectorized.show`."""
-        return self.cells.copy()
-
-    def begin(self, indices: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
-        """See `Stepper.begin`."""
-        for index, seed in zip(indices, seeds, strict=True):
-            self.chances[index] = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-            self.cells[index] = self.start(self.chances[index])
-        self.elapsed[indices] = 0
-        return self.cells[indices]
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Vectorized.advance`."""
@@ -56,15 +41,6 @@ class Grids(Vectorized):
         rewards = layout.rewards[self.cells, actions]
         self.cells = layout.following[self.cells, actions]
         return rewards, layout.terminal[self.cells]
-
-    def replay(self, index: int, seed: int, actions: np.ndarray) -> np.ndarray:
-        """See `Stepper.replay`."""
-        one = Grids(1, self.limit, self.options)
-        one.begin([0], [seed])
-        for action in actions:
-            one.advance(action[None])
-        self.cells[index], self.chances[index], self.elapsed[index] = one.cells[0], one.chances[0], len(actions)
-        return np.asarray(self.cells[index])
 
     def save(self) -> Mapping[str, Any]:
         """See `Stepper.save`."""

@@ -235,15 +235,10 @@ class GridWorld(gymnasium.Env[Any, Any]):
         return World(moves.copy(), chances, rewards.copy(), layout.terminal.copy())
 
     def _number(self, state: Any) -> int:
-        if (
-            isinstance(state, int | np.integer)
-            and not isinstance(state, bool)
-            and 0 <= state < self.observation_space.n
-        ):
+        num = len(self.layout.terminal)
+        if isinstance(state, int | np.integer) and not isinstance(state, bool) and 0 <= state < num:
             return int(state)
-        raise RecipeError(
-            f"this grid has cells 0 to {self.observation_space.n - 1}, and none is {state!r}", where="state"
-        )
+        raise RecipeError(f"this grid has cells 0 to {num - 1}, and none is {state!r}", where="state")
 
 
 def _layout(

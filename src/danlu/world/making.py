@@ -97,12 +97,12 @@ def make(
     except (DependencyNotInstalled, ImportError) as error:
         what = f"'{spec.id}' needs a package that is missing: {error}"
         raise UnsupportedError(what, where="data.env", do=_install(spec)) from None
-    except TypeError as error:
-        said = str(error).partition(" was raised from the environment creator")[0]
-        what = f"'{spec.id}' does not take {given}: {said}"
-        raise RecipeError(what, where="data.options", do=_takes(spec, given)) from None
     except Exception as error:
-        what = f"'{spec.id}' could not be made with {given}: {type(error).__name__}: {error}"
+        said = str(error).partition(" was raised from the environment creator")[0]
+        if isinstance(error, TypeError) and given and "argument" in said:
+            what = f"'{spec.id}' does not take {given}: {said}"
+            raise RecipeError(what, where="data.options", do=_takes(spec, given)) from None
+        what = f"'{spec.id}' could not be made with {given}: {type(error).__name__}: {said}"
         raise RecipeError(what, where="data.env") from error
     # It refuses a step before a reset, which cannot happen here, and costs a call a step.
     bare = env.env if type(env) is OrderEnforcing and render_mode is None else env

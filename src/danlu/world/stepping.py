@@ -6,6 +6,7 @@ by the next within the same step.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -120,15 +121,16 @@ class Simulators(Stepper):
         taken = actions.tolist() if self._scalar else actions
         shape, dtype, progress = self._observations.shape, self._observations.dtype, self._progress
         scalar = isinstance(self._observations.space, Discrete)
-        known: type = int if scalar else np.ndarray
-        shown: Any
-        index = 0
+        index, total = 0, 0.0
         try:
             for index, env in enumerate(self.envs):
                 if progress is not None:
                     progress(index)
-                shown, rewards[index], terminated[index], truncated[index], _ = env.step(taken[index])
-                if type(shown) is known and (scalar or (shown.dtype == dtype and shown.shape == shape)):
+                shown, reward, terminated[index], truncated[index], _ = env.step(taken[index])
+                rewards[index] = reward
+                total += float(reward)
+                fits = type(shown) is np.ndarray and shown.shape == shape and shown.dtype == dtype
+                if fits or (scalar and type(shown) is int):
                     following[index] = shown
                 else:
                     following[index] = self._observations.check(shown, self._where(index, actions))
@@ -137,7 +139,7 @@ class Simulators(Stepper):
         except Exception as error:
             raise self._failed("stepped", index, error, actions) from error
         self._see(following, range(num), actions)
-        if not np.isfinite(rewards).all():
+        if not math.isfinite(total) and not np.isfinite(rewards).all():
             bad = int(np.flatnonzero(~np.isfinite(rewards))[0])
             what = f"the reward is {rewards[bad]}"
             raise RunError(what, where=self._where(bad, actions), do="Mend the environment's reward.")
@@ -172,7 +174,7 @@ class Simulators(Stepper):
         if self.limit is not None:
             truncated |= self._elapsed >= self.limit
         ended = terminated | truncated
-        if not ended.any():
+        if not np.count_nonzero(ended):
             return Moved(following, following, rewards, terminated, truncated)
         who = np.flatnonzero(ended).tolist()
         observations = following.copy()
