@@ -26,7 +26,7 @@ from danlu.engine.record import Recorder
 from danlu.engine.turns import Turns
 from danlu.errors import UnsupportedError
 from danlu.experience.source import Acted
-from danlu.insight.gif import write_gif
+from danlu.gif import write_gif
 from danlu.random import fold
 from danlu.reading import dump_recipe
 from danlu.recipe_acting import ActingRecipe

@@ -11,7 +11,7 @@ from rich.console import Console as Rich
 
 from danlu.engine.record import json_line
 from danlu.errors import RecipeError
-from danlu.insight.gif import write_gif
+from danlu.gif import write_gif
 from danlu.playing import Episode, Make, Policy, Record, play, recorded
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from danlu.errors import RunError, UnsupportedError
-from danlu.insight.gif import LONGEST_SIDE, MOST_FRAMES, gif_bytes, write_gif
+from danlu.gif import LONGEST_SIDE, MOST_FRAMES, gif_bytes, write_gif
 
 image = pytest.importorskip("PIL.Image")
 sequence = pytest.importorskip("PIL.ImageSequence")
