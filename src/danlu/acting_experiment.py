@@ -154,7 +154,7 @@ class ActingExperiment:
         if self.environments is None or not self.recipe.data.eval_episodes:
             return []
         num, longest = self.recipe.data.eval_episodes, self.recipe.data.eval_steps
-        limit = min(longest, self.recipe.data.time_limit or longest)
+        limit = min(longest, self.environments.limit or longest)
         seed = fold(self.recipe.run.seed, "measure") % 2**31
         returns: dict[int, float] = {}
         with environments_of(self.recipe, num_envs=num, seed=seed, like=self.environments, time_limit=limit) as apart:

@@ -34,9 +34,9 @@ def play_run(
         out: a GIF to be written of all of them.
         window: whether it is shown on the screen as it goes.
     """
-    from danlu.acting_files import load_agent  # type: ignore[import-not-found]
-    from danlu.world.making import make  # type: ignore[import-not-found]
-    from danlu.world.recording import record  # type: ignore[import-not-found]
+    from danlu.acting_files import load_agent
+    from danlu.world.making import make
+    from danlu.world.recording import record
 
     require_place(out, window)
     return show_play(

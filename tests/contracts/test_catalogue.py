@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,12 @@ def test_every_method_is_listed_once_under_what_it_says(say: Say, word: str) -> 
     rows = [line.split("\t") for line in say("list", "methods", "--by", word).out.splitlines()]
     assert rows == [[of, e.name, e.summary, e.source] for of, entries in groups.items() for e in entries]
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+
+
+def test_the_page_on_acting_names_every_method_that_acts() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "acting.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page[page.index("## Methods") : page.index("## What a report")]))
+    assert {entry.name for entry in methods_by("data")["experience"]} == named
 
 
 def test_known_methods_are_where_one_looks_for_them() -> None:

@@ -26,7 +26,7 @@ from danlu.registry import exported, lookup
 from rings import in_a_ring
 from strategies import VOCABULARY
 
-METHODS = [entry.name for entry in exported("method")]
+METHODS = [entry.name for entry in exported("method") if issubclass(entry.target, SequenceMethod)]
 _LIKELIHOOD: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 0.01}]
 FIELDS: dict[str, list[dict[str, Any]]] = {
     "next_token": _LIKELIHOOD,

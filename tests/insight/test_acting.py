@@ -16,7 +16,7 @@ from danlu.insight.record import read_record
 from danlu.insight.report import write_report
 from danlu.insight.seeds import returns_over_seeds
 from insight.acting_runs import RECIPE, WORLD, deep_events, deep_rows, estimate_rows, grid_events
-from insight.test_report import HOSTILE, Document, read
+from insight.test_report import CHROMIUM, HOSTILE, Document, in_a_browser, read
 
 MakeRun = Callable[..., Path]
 GIF = base64.b64decode("R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==")
@@ -161,6 +161,16 @@ def test_what_a_run_says_of_its_world_stays_text(make_run: MakeRun) -> None:
     page = read(write_report(make_run(metrics=rows, events=events, recipe=RECIPE)))
     assert sum(tag == "script" for tag, _ in page.elements) == page.num("plot") + 2
     assert not any(tag == "img" for tag, _ in page.elements)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH")
+def test_a_browser_draws_it_and_brings_the_slider_to_life(make_run: MakeRun, tmp_path: Path) -> None:
+    events = [*deep_events(40), *grid_events([[0.0] * 6, [1.0] * 6], [1] * 6)[2:]]
+    dom, console = in_a_browser(write_report(make_run(metrics=deep_rows(40), events=events, recipe=RECIPE)), tmp_path)
+    page = Document(dom)
+    assert page.num("js-plotly-plot") == page.num("plot") > 8
+    assert [attrs for tag, attrs in page.elements if tag == "input" and "hidden" not in attrs]
+    assert console == []
 
 
 def seeded(tmp_path: Path, seed: int, **changed: object) -> Path:

@@ -236,21 +236,25 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hostile", [False, True])
 def test_a_browser_draws_every_chart(make_run: MakeRun, tmp_path: Path, hostile: bool) -> None:
     run = make_run(recipe=f"# {HOSTILE}\nrun: {{name: {json.dumps(HOSTILE)}}}\n") if hostile else make_run()
-    path = write_report(run)
+    dom, console = in_a_browser(write_report(run), tmp_path)
+    page = Document(dom)
+    drawn = re.findall(r'<div class="plot js-plotly-plot".*?<svg class="main-svg"', dom, re.DOTALL)
+    assert len(drawn) == page.num("plot") == 8
+    assert len(re.findall(r'<g class="(?:xy|trace scatter|trace bars)', dom)) >= 8
+    assert console == []
+    assert "<title>broken</title>" not in dom
+
+
+def in_a_browser(path: Path, folder: Path) -> tuple[str, list[str]]:
+    """A page after its scripts, and what these said."""
     assert CHROMIUM is not None
     quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
     flags = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--window-size=1280,3000"]
+    flags += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000", "--window-size=1280,3000"]
     command = [CHROMIUM, *flags, "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment = {**os.environ, "HOME": str(folder)}
     seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    page = Document(seen.stdout)
-    drawn = re.findall(r'<div class="plot js-plotly-plot".*?<svg class="main-svg"', seen.stdout, re.DOTALL)
-    assert len(drawn) == page.num("plot") == 8
-    assert len(re.findall(r'<g class="(?:xy|trace scatter|trace bars)', seen.stdout)) >= 8
-    console = [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
-    assert console == []
-    assert "<title>broken</title>" not in seen.stdout
+    return seen.stdout, [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
 
 
 def preference_rows(bins: int) -> list[dict[str, object]]:

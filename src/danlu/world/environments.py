@@ -80,6 +80,7 @@ class Environments:
 
     Attributes:
         spaces: what one environment shows and takes, as an agent has it.
+        limit: steps after which its episodes are cut; None where only the environment ends them.
         name: what Gymnasium knows it by.
         statistics: what is known of observations and rewards.
 
@@ -119,7 +120,7 @@ class Environments:
         self._options = dict(options or {})
         one = make(env_id, self._options, time_limit=time_limit)
         self.name, self.num_envs, self._seed = one.name, num_envs, seed
-        self._limit = one.limit
+        self.limit = one.limit
         observation, action = one.env.observation_space, one.env.action_space
         one.env.close()
         self._shown = Stacked(observation, "observation")
@@ -134,7 +135,7 @@ class Environments:
         own = Statistics(shape, gamma if normalize_rewards else None)
         self.statistics = own if statistics is None else statistics
         how = How(workers, timeout, vectorize)
-        self._stepper = start(env_id, num_envs, self._options, self._limit, how)
+        self._stepper = start(env_id, num_envs, self._options, self.limit, how)
         self._history = None if self._stepper.keeps_state else History(self._actions, num_envs)
         self._keys = [fold(seed, index) for index in range(num_envs)]
         self._episodes = [-1] * num_envs

@@ -1,0 +1,115 @@
+"""What every method that learns from acting keeps to, whatever it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import danlu
+from danlu.acting import ActingMethod
+from danlu.acting_files import agent_of, environments_of, load_agent
+from danlu.engine.record import rows_of
+from danlu.errors import UnsupportedError
+from danlu.reading import read_recipe
+from danlu.recipe_acting import ActingRecipe
+from danlu.registry import exported, lookup
+
+METHODS = [entry.name for entry in exported("method") if issubclass(entry.target, ActingMethod)]
+SMALL: dict[str, dict[str, Any]] = {
+    "ddpg": {"start": 20, "batch_size": 8, "buffer_size": 200},
+    "dqn": {"start": 20, "batch_size": 8, "buffer_size": 200},
+    "monte_carlo_basic": {"longest": 5},
+    "monte_carlo_exploring_starts": {"longest": 20},
+    "monte_carlo_epsilon_greedy": {"longest": 20},
+    "reinforce": {"longest": 30},
+    "off_policy_ac": {"start": 20, "batch_size": 8, "buffer_size": 200},
+}
+"""Fields with which a turn is short, of the methods whose turns are long by default."""
+
+
+def recipe_of(name: str, *, steps: int = 3, **data: Any) -> dict[str, Any]:
+    """A short run of a method, in the smallest world that it can act in."""
+    kind = lookup("method", name)
+    known = {field: value for field, value in SMALL.get(name, {}).items() if field in kind.model_fields}
+    recipe: dict[str, Any] = {"method": {"name": name, **known}, "run": {"steps": steps, "threads": 1}}
+    if kind.goal != "approximation":
+        continuous = "discrete" not in kind.acts_in
+        env = "gridworld" if kind.finite else "Pendulum-v1" if continuous else "CartPole-v1"
+        recipe["data"] = {"env": env, "eval_episodes": 1, "eval_steps": 20, **data}
+    if kind.level == "network":
+        recipe["model"] = {"name": "mlp", "hidden": [8]}
+    return recipe
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    timed = ("seconds", "steps_per_second", "memory_bytes")
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows_of(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_is_finite_repeats_to_the_bit_and_comes_back_from_its_files(name: str, tmp_path: Path) -> None:
+    first, second = (danlu.train(recipe_of(name), f"run.out={tmp_path / n}") for n in ("a", "b"))
+    assert rows(first.path) == rows(second.path)
+    turns = [row for row in rows(first.path) if "loss" in row]
+    assert [row["step"] for row in turns] == [1, 2, 3]
+    assert all(np.isfinite(value) for row in turns for value in row.values())
+    a, b = (load_file(run.path / "final" / "model.safetensors") for run in (first, second))
+    assert a.keys() == b.keys()
+    assert all(a[key].tobytes() == b[key].tobytes() for key in a)
+    agent = load_agent(first.path).agent
+    assert {key: tensor.numpy().tobytes() for key, tensor in agent.state_dict().items()} == {
+        key: tensor.tobytes() for key, tensor in a.items()
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_something_is_learned(name: str, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_of(name, steps=30 if name in SMALL else 3))
+    assert isinstance(recipe, ActingRecipe)
+    environments = environments_of(recipe) if recipe.data.env else None
+    before = {key: tensor.clone() for key, tensor in agent_of(recipe, environments).state_dict().items()}
+    run = danlu.train(recipe, f"run.out={tmp_path / 'run'}")
+    after = load_agent(run.path).agent.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if lookup("method", name).goal == "control"])
+def test_what_is_done_is_possible_and_without_chance_always_the_same(name: str) -> None:
+    recipe = read_recipe(recipe_of(name))
+    assert isinstance(recipe, ActingRecipe)
+    with environments_of(recipe, num_envs=5) as environments:
+        agent, seen = agent_of(recipe, environments), torch.from_numpy(environments.observations)
+        best = agent.act(seen, None).actions
+        assert torch.equal(best, agent.act(seen, None).actions)
+        for chance in (None, torch.Generator().manual_seed(0)):
+            actions = agent.act(seen, chance).actions.numpy()
+            assert len(actions) == 5
+            assert all(environments.spaces.action.contains(action) for action in actions)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_space_that_it_cannot_act_in_is_refused(name: str) -> None:
+    kind = lookup("method", name)
+    if kind.goal == "approximation":
+        pytest.skip("it acts nowhere")
+    recipe = read_recipe(recipe_of(name))
+    assert isinstance(recipe, ActingRecipe)
+    wrong = (
+        [] if kind.acts_in == {"continuous", "discrete"} else ["discrete" if "continuous" in kind.acts_in else "box"]
+    )
+    for env in ["CartPole-v1" if one == "discrete" else "Pendulum-v1" for one in wrong]:
+        elsewhere = recipe.model_copy(update={"data": recipe.data.model_copy(update={"env": env})})
+        with environments_of(elsewhere) as environments, pytest.raises(UnsupportedError, match="chooses"):
+            agent_of(elsewhere, environments)
+    if kind.finite:
+        elsewhere = recipe.model_copy(update={"data": recipe.data.model_copy(update={"env": "CartPole-v1"})})
+        with (
+            environments_of(elsewhere) as environments,
+            pytest.raises(UnsupportedError, match="a number for each state"),
+        ):
+            agent_of(elsewhere, environments)
