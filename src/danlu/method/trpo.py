@@ -154,7 +154,7 @@ class Region:
 def conjugate_gradient(
     product: Callable[[Float[Tensor, " P"]], Float[Tensor, " P"]], b: Float[Tensor, " P"], steps: int
 ) -> Float[Tensor, " P"]:
-    """x with A x = b, or as near as some steps come.
+    """X with A x = b, or as near as some steps come.
 
     Args:
         product: A times a vector; A is symmetric and positive.
