@@ -3,12 +3,12 @@
     h_0 = x,   h_l = f(h_{l-1} W_l + b_l),   y_k = h_L V_k + c_k
 
 K networks whose hidden layers are alike (an actor and its critic, say) are one product of ``[K, in, out]`` a layer;
-only their last layers differ. All of it lies in one vector theta, so an optimiser moves one tensor, a target follows by one
-interpolation, and a conjugate gradient needs no flattening.
+only their last layers differ. All of it lies in one vector theta, so an optimiser moves one tensor, a target follows
+by one interpolation, and a conjugate gradient needs no flattening.
 
-There are several ways through, equal to rounding: `forward`, one operation whose backward is written out below; `passed`
-and `pull`, the same without a graph, for losses whose slopes are written out too; `differentiable`, for what wants a
-gradient's gradient; and `answer`, in numpy, for a few observations at a time, where calls are all it costs.
+There are several ways through, equal to rounding: `forward`, one operation whose backward is written out below;
+`passed` and `pull`, the same without a graph, for losses whose slopes are written out too; `differentiable`, for what
+wants a gradient's gradient; and `answer`, in numpy, for a few observations at a time, where calls are all it costs.
 
 References:
     Saxe, McClelland and Ganguli, 2013, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
