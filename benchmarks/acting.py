@@ -1,4 +1,4 @@
-"""Learning from acting: environment steps a second against `stable_baselines3` and `sb3_contrib`, and time to a return."""
+"""Learning from acting: environment steps a second against stable-baselines3, and the time to a return."""
 
 from __future__ import annotations
 
@@ -93,15 +93,26 @@ def run(options: Options, scratch: Path) -> list[Table]:
         raw[name] = found
         rows += [_row(name, trial, side, found, peer) for side in sides]
     notes = [
-        "The same networks, initial weights' distribution, hyperparameters, optimiser (Adam) and threads on both sides, "
-        "those of the RL zoo; A2C with Adam in place of RMSprop on both.",
-        "Steps a second between the first turn and the last; for DDPG after the steps before its first update. 'All' is "
-        "the whole call: building, learning, and saving what came of it.",
-        f"The return is reached when the episodes that end in {AVERAGED} turns in a row have it on average; a dash where "
-        "some repeat did not.",
+        "The same networks, initial weights' distribution, hyperparameters (the RL zoo's), optimiser (Adam) and "
+        "threads on both sides; A2C with Adam in place of RMSprop on both.",
+        "Steps a second between the first turn and the last; for DDPG after the steps before its first update. "
+        "'All' is the whole call: building, learning, and saving what came of it.",
+        f"The return is reached when the episodes that end in {AVERAGED} turns in a row have it on average; a dash "
+        "where some repeat did not.",
         f"Medians of {options.rounds(REPEATS)} seeds (least–most), ratios seed by seed.",
     ]
-    columns = ["method", "environment", "side", "steps/s", "× peer", "target", "met", "all, s", "return", "reached in, s"]
+    columns = [
+        "method",
+        "environment",
+        "side",
+        "steps/s",
+        "× peer",
+        "target",
+        "met",
+        "all, s",
+        "return",
+        "reached in, s",
+    ]
     return [Table("Acting against stable-baselines3", columns, rows, notes, raw)]
 
 

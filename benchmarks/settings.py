@@ -94,7 +94,12 @@ DPO_SPEED_UP = Target(least=3.0)
 """Pairs a second over those of `trl`."""
 DPO_MEMORY = Target(most=0.5)
 """Peak memory over that of `trl`."""
-ACTING_SPEED_UP = {"ppo": Target(least=2.0), "a2c": Target(least=2.0), "trpo": Target(least=2.0), "ddpg": Target(least=1.3)}
+ACTING_SPEED_UP = {
+    "ppo": Target(least=2.0),
+    "a2c": Target(least=2.0),
+    "trpo": Target(least=2.0),
+    "ddpg": Target(least=1.3),
+}
 """Environment steps a second over those of stable-baselines3 (TRPO: sb3-contrib)."""
 GUARDS = Target(most=0.01)
 """What guards may add to an update, as a share of it."""

@@ -14,7 +14,7 @@ from benchmarks.common import Facts, MissingError, child, environment, say
 from benchmarks.results import Table
 from benchmarks.settings import Options
 
-PRETRAINING, STEPS = 500, 200
+PRETRAINING, STEPS = 500, 100
 WAYS: dict[str, tuple[Mapping[str, Any] | None, Sequence[float]]] = {
     "all weights": (None, (1e-3, 3e-3)),
     "last layer": ({"name": "freeze", "layers": [-1]}, (1e-3, 3e-3)),

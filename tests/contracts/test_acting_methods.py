@@ -39,7 +39,8 @@ def recipe_of(name: str, *, steps: int = 3, **data: Any) -> dict[str, Any]:
     recipe: dict[str, Any] = {"method": {"name": name, **known}, "run": {"steps": steps, "threads": 1}}
     if kind.goal != "approximation":
         continuous = "discrete" not in kind.acts_in
-        env = "gridworld" if kind.finite else "Pendulum-v1" if continuous else "CartPole-v1"
+        bounded = "MountainCar-v0" if kind.level == "features" else "CartPole-v1"
+        env = "gridworld" if kind.finite else "Pendulum-v1" if continuous else bounded
         recipe["data"] = {"env": env, "eval_episodes": 1, "eval_steps": 20, **data}
     if kind.level == "network":
         recipe["model"] = {"name": "mlp", "hidden": [8]}

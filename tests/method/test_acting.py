@@ -6,7 +6,7 @@ import gymnasium
 import pytest
 import torch
 
-from danlu.acting import ActingMethod, Turn
+from danlu.acting import ActingMethod, Agent, Turn
 from danlu.method.a2c import A2C
 from danlu.method.ddpg import DDPG
 from danlu.method.dqn import DQN
@@ -35,14 +35,18 @@ ENVS = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
 CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.acts_in)]
 
 
+def optimizer_of(agent: Agent, lr: float) -> torch.optim.Optimizer:
+    groups = [{"params": group["params"], "lr": lr * group["lr_scale"]} for group in agent.groups()]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
 def turns(method: ActingMethod, env: str, num: int = 3) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
     """The weights before and after some turns, and the losses."""
     played = Played(env, num_envs=1 if isinstance(method, Reinforce) else 2)
     method.check(played.spaces)
     agent = method.agent(played.spaces, MLP(hidden=(16, 16)), seed=0)
-    groups = [{"params": group["params"], "lr": 1e-2 * group["lr_scale"]} for group in agent.groups()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    weights = [p for group in groups for p in group["params"]]
+    optimizer = optimizer_of(agent, 1e-2)
+    weights = [p for group in agent.groups() for p in group["params"]]
     before = torch.cat([p.detach().flatten() for p in weights])
     losses = []
     for number in range(num):
@@ -100,7 +104,7 @@ class Corridor(gymnasium.Env[int, int]):
     ("name", "method", "num", "lr"),
     [
         ("reinforce", Reinforce(episodes=4, gamma=0.9), 40, 2e-2),
-        ("qac", QAC(gamma=0.9, num_steps=16), 150, 1e-2),
+        ("qac", QAC(gamma=0.9, num_steps=16), 150, 3e-2),
         ("a2c", A2C(gamma=0.9, num_steps=8), 120, 1e-2),
         ("off_policy_ac", OffPolicyAC(gamma=0.9, num_steps=16), 60, 1e-2),
         ("ppo", PPO(gamma=0.9, num_steps=64, epochs=4), 15, 1e-2),
@@ -111,7 +115,7 @@ class Corridor(gymnasium.Env[int, int]):
 def test_it_learns_the_way_down_a_corridor(name: str, method: ActingMethod, num: int, lr: float) -> None:
     played = Played(Corridor, num_envs=1 if name in ("reinforce", "dqn") else 4)
     agent = method.agent(played.spaces, MLP(hidden=(16,)), seed=0)
-    optimizer = torch.optim.AdamW(agent.groups()[0]["params"], lr=lr, weight_decay=0.0)
+    optimizer = optimizer_of(agent, lr)
     for number in range(num):
         method.learn(agent, played, Turn(number, number / num, optimizer, seed=number))
     best = agent.act(torch.arange(4), None).actions

@@ -39,7 +39,9 @@ def test_an_episode_that_is_cut_goes_on_and_one_that_ends_does_not() -> None:
     following, no, yes = np.array([[5.0], [7.0]]), [[False], [False]], [[True], [False]]
 
     def first(terminated, truncated):  # type: ignore[no-untyped-def]
-        return advantages_of(rewards, values, following, np.array(terminated), np.array(truncated), gamma=0.5, lam=0.5)[0, 0]
+        return advantages_of(rewards, values, following, np.array(terminated), np.array(truncated), gamma=0.5, lam=0.5)[
+            0, 0
+        ]
 
     last = 2 + 0.5 * 7 - 20
     assert first(no, no) == 1 + 0.5 * 5 - 10 + 0.25 * last

@@ -79,19 +79,21 @@ def test_the_expected_gradient_is_that_of_the_expected_return(baseline: str) -> 
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-8)
 
 
-def test_qac_weighs_by_its_critic_and_learns_from_the_next_action() -> None:
-    method = QAC(gamma=0.9, value_weight=1.0, entropy_weight=0.0)
+@pytest.mark.parametrize("baseline", [False, True])
+def test_qac_weighs_by_its_critic_and_learns_from_the_next_action(baseline: bool) -> None:
+    method = QAC(gamma=0.9, value_weight=1.0, entropy_weight=0.0, baseline=baseline)
     agent = method.agent(SPACES, MLP(hidden=()), seed=0)
     steps = Steps(*(t[:2] for t in vars(episode((0, 1, 0, 1))).values() if isinstance(t, torch.Tensor)))
-    q = agent.critic.weights(agent.critic.theta).last[0][0]
-    with torch.no_grad():
-        q.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    q = agent.critic.weights(agent.critic.theta.detach()).last[0][0]
+    q.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     loss, metrics = method.loss(agent, steps, torch.tensor([[1], [0]]))
     # 0 -0-> 1 (then 1: 4.0), and 1 -1-> 2 (then 0: 5.0)
     errors = np.array([1.0 + 0.9 * 4.0 - 1.0, 2.0 + 0.9 * 5.0 - 4.0])
     assert float(metrics["value_loss"]) == pytest.approx((errors**2).mean())
     log_p = agent.actor(torch.eye(3))[0].log_softmax(1)
-    by_hand = -(1.0 * log_p[0, 0] + 4.0 * log_p[1, 1]) / 2
+    p = log_p.detach().exp()
+    off = (p[0] @ q[0], p[1] @ q[1]) if baseline else (0.0, 0.0)
+    by_hand = -((1.0 - off[0]) * log_p[0, 0] + (4.0 - off[1]) * log_p[1, 1]) / 2
     (ours,) = torch.autograd.grad(loss, agent.actor.theta)
     (theirs,) = torch.autograd.grad(by_hand, agent.actor.theta)
     torch.testing.assert_close(ours, theirs)

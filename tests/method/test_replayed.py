@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_dqn_learns_from_what_it_remembers_and_its_target_stands_still_in_betwee
         assert said["epsilon"] == pytest.approx(max(0.1, 1 - 0.9 * (number / 4) / 0.5))
     assert len(played) == 24 + 4 * 8
     assert int(agent.updates) == 15
-    assert [torch.equal(a, b) for a, b in zip(targets, targets[1:], strict=False)] == [False, True, False, True]
+    assert [torch.equal(a, b) for a, b in pairwise(targets)] == [False, True, False, True]
     assert not any(p.requires_grad for p in agent.target.parameters())
     best = agent.act(torch.zeros(4, 4), None).actions
     assert (best == best[0]).all()

@@ -148,7 +148,9 @@ def test_advantages_of_a_rollout_are_theirs() -> None:
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("method", [A2C(entropy_weight=0.1), PPO(entropy_weight=0.1), PPO(value_clip=0.2)], ids=["a2c", "ppo", "value clip"])
+@pytest.mark.parametrize(
+    "method", [A2C(entropy_weight=0.1), PPO(entropy_weight=0.1), PPO(value_clip=0.2)], ids=["a2c", "ppo", "value clip"]
+)
 def test_a_slope_written_out_is_the_gradient_of_its_loss(env: str, method: A2C | PPO) -> None:
     played = gymnasium.make(env)
     agent = method.agent(Spaces(played.observation_space, played.action_space), MLP(hidden=(8,)), seed=0).double()

@@ -78,7 +78,9 @@ def test_conjugate_gradients_solve_a_system() -> None:
     chance = torch.Generator().manual_seed(0)
     root = torch.randn(8, 8, generator=chance, dtype=torch.float64)
     a, b = root @ root.T + torch.eye(8), torch.randn(8, generator=chance, dtype=torch.float64)
-    torch.testing.assert_close(conjugate_gradient(lambda v: a @ v, b, 20), torch.linalg.solve(a, b), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        conjugate_gradient(lambda v: a @ v, b, 20), torch.linalg.solve(a, b), rtol=1e-6, atol=1e-8
+    )
     assert not conjugate_gradient(lambda v: a @ v, torch.zeros(8), 20).any()
 
 

@@ -43,7 +43,9 @@ def test_numbers_are_torchs() -> None:
     torch.testing.assert_close(ours.kl(m, s, other, wide), d.kl_divergence(theirs, others))
 
 
-@pytest.mark.parametrize("family", [Categorical(A), Categorical(A, 4), DiagonalGaussian(A)], ids=["choice", "from 4", "numbers"])
+@pytest.mark.parametrize(
+    "family", [Categorical(A), Categorical(A, 4), DiagonalGaussian(A)], ids=["choice", "from 4", "numbers"]
+)
 def test_a_draw_says_how_likely_it_was(family: Family) -> None:
     z, s = numbers(2)
     own = s if family.own else NONE
@@ -52,7 +54,10 @@ def test_a_draw_says_how_likely_it_was(family: Family) -> None:
         expected = family.log_prob(z, own, torch.from_numpy(actions))
         torch.testing.assert_close(torch.from_numpy(log_prob), expected)
         if chance is None:
-            assert (expected >= family.log_prob(z, own, torch.from_numpy(family.draw(z.numpy(), own.numpy(), torch.Generator())[0]))).all()
+            assert (
+                expected
+                >= family.log_prob(z, own, torch.from_numpy(family.draw(z.numpy(), own.numpy(), torch.Generator())[0]))
+            ).all()
 
 
 def test_draws_come_as_often_as_they_should() -> None:

@@ -57,7 +57,9 @@ def test_the_gradient_written_out_is_autograds(shape: MLP) -> None:
     weights = [torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 1, dtype=torch.float64), torch.randn(2).double()]
 
     def gradients(said: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(sum((w * y).sin().sum() for w, y in zip(weights, said, strict=True)), [made.theta, x])
+        return torch.autograd.grad(
+            sum((w * y).sin().sum() for w, y in zip(weights, said, strict=True)), [made.theta, x]
+        )
 
     for ours, theirs in zip(gradients(made(x)), gradients(made.differentiable(x)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -78,7 +80,9 @@ def test_numpys_answer_follows_the_weights_wherever_they_go() -> None:
 
     def agree(one: Networks) -> None:
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(one.answer(0, x.to(one.theta.dtype).numpy())), one(x.to(one.theta))[0])
+            torch.testing.assert_close(
+                torch.from_numpy(one.answer(0, x.to(one.theta.dtype).numpy())), one(x.to(one.theta))[0]
+            )
 
     agree(made)
     with torch.no_grad():

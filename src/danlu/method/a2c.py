@@ -2,9 +2,9 @@
 
     loss = mean[ - A_t log pi(a_t | s_t) + c_v (R_t - V(s_t))^2 - c_e H(pi(. | s_t)) ]
 
-The advantages A_t are those of `danlu.method.advantages`, R_t = A_t + V(s_t), both as they were before the update, and an
-update is made of the next few steps of every environment. With `gae_lambda` 1 A_t is the n-step return less the value,
-with 0 the temporal-difference error.
+The advantages A_t are those of `danlu.method.advantages`, R_t = A_t + V(s_t), both as they were before the update, and
+an update is made of the next few steps of every environment. With `gae_lambda` 1 A_t is the n-step return less the
+value, with 0 the temporal-difference error.
 
 References:
     Mnih et al., 2016, "Asynchronous methods for deep reinforcement learning" (of which this is the synchronous form),

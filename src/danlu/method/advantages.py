@@ -105,7 +105,8 @@ class OnPolicy:
             steps: of which.
             x: their observations as vectors.
             said: what the agent says of them, before it learns.
-            gamma, lam: see `advantages_of`.
+            gamma: see `advantages_of`.
+            lam: see `advantages_of`.
         """
         values = said.values.detach().view(steps.rewards.shape).numpy()
         ends = steps.terminated.numpy(), steps.truncated.numpy()

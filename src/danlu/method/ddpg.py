@@ -129,7 +129,9 @@ class DDPG(ActingMethod):
     @model_validator(mode="after")
     def _begins(self) -> Self:
         if self.start > self.buffer_size:
-            raise ValueError(f"start ({self.start}) is more than buffer_size ({self.buffer_size}): it would never begin")
+            raise ValueError(
+                f"start ({self.start}) is more than buffer_size ({self.buffer_size}): it would never begin"
+            )
         return self
 
     @property
@@ -182,7 +184,7 @@ class DDPG(ActingMethod):
 
     @torch.no_grad()
     def targets(self, agent: DeterministicAgent, steps: Steps) -> Float[Tensor, " B"]:
-        """Y of each step; one whose episode was only cut goes on in what it led to."""
+        """The target y of each step; one whose episode was only cut goes on in what it led to."""
         following = agent.spaces.vector(steps.following.flatten(0, 1))
         after = q(agent.target_critic, following, mu(agent.target_actor, following))
         return steps.rewards.flatten() + self.gamma * after * ~steps.terminated.flatten()

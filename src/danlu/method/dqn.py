@@ -106,7 +106,9 @@ class DQN(ActingMethod):
     @model_validator(mode="after")
     def _begins(self) -> Self:
         if self.start > self.buffer_size:
-            raise ValueError(f"start ({self.start}) is more than buffer_size ({self.buffer_size}): it would never begin")
+            raise ValueError(
+                f"start ({self.start}) is more than buffer_size ({self.buffer_size}): it would never begin"
+            )
         return self
 
     @property
@@ -147,7 +149,7 @@ class DQN(ActingMethod):
 
     @torch.no_grad()
     def targets(self, agent: QAgent, steps: Steps) -> Float[Tensor, " B"]:
-        """Y of each step; one whose episode was only cut goes on in what it led to."""
+        """The target y of each step; one whose episode was only cut goes on in what it led to."""
         following = agent.spaces.vector(steps.following.flatten(0, 1))
         after = agent.target(following)[0]
         if self.double:

@@ -1,4 +1,4 @@
-"""Off-policy actor-critic: a policy is improved by steps that another one took, weighed by how it would have taken them.
+"""Off-policy actor-critic: a policy is improved by steps that another took, weighed by how it would have taken them.
 
     rho_t = pi(a_t | s_t) / beta(a_t | s_t),   delta_t = r_t + gamma V(s'_t) - V(s_t)
     loss = mean[ - rho_t delta_t log pi(a_t | s_t) - c_e H(pi(. | s_t)) + c_v rho_t delta_t^2 ]

@@ -4,8 +4,8 @@
     loss = mean[ - min(r_t A_t, clip(r_t, 1 - eps, 1 + eps) A_t) + c_v (R_t - V(s_t))^2 - c_e H(pi(. | s_t)) ]
 
 A step whose ratio has left [1 - eps, 1 + eps] on the side that its advantage drives it to has no gradient. The
-advantages are those of `danlu.method.advantages`, standardised a minibatch. With `value_clip` the critic's error is that
-of V_old + clip(V - V_old, -c, c).
+advantages are those of `danlu.method.advantages`, standardised a minibatch. With `value_clip` the critic's error is
+that of V_old + clip(V - V_old, -c, c).
 
 References:
     Schulman et al., 2017, "Proximal policy optimization algorithms", https://arxiv.org/abs/1707.06347
@@ -131,8 +131,10 @@ class PPO(ActingMethod):
         """The loss's gradient by what the networks say: the policy's outputs, the values, and the own numbers.
 
         Args:
-            said, batch, clip: see `loss`.
+            said: see `loss`.
+            batch: see `loss`.
             log_ratio: log r_t of each step.
+            clip: see `loss`.
         """
         ratio, advantages, num = log_ratio.exp(), batch.advantages, len(batch)
         held = torch.where(advantages > 0, ratio > 1 + clip, ratio < 1 - clip)

@@ -1,9 +1,13 @@
 """Q actor-critic: the policy follows the action values that its critic learns from its own steps.
 
-    loss = mean[ - Q(s_t, a_t) log pi(a_t | s_t) - c_e H(pi(. | s_t)) + c_v (r_t + gamma Q(s'_t, a'_t) - Q(s_t, a_t))^2 ]
+    loss = mean[ - (Q(s_t, a_t) - b(s_t)) log pi(a_t | s_t) - c_e H(pi(. | s_t)) + c_v delta_t^2 ]
+    delta_t = r_t + gamma Q(s'_t, a'_t) - Q(s_t, a_t)
 
 Q weighs the first term and stands in the target as it is, without a gradient; a' is the action that the policy takes
-next (Sarsa). Of a choice the critic says all action values at once; of numbers it is given them.
+next (Sarsa). Of a choice the critic says all action values at once; of numbers it is given them. The baseline b changes
+no expectation and takes away variance: what the policy expects of its choice, or the value of the likeliest numbers.
+
+The critic learns faster than the actor (two time scales), as convergence asks.
 
 References:
     Sutton et al., 1999, "Policy gradient methods for reinforcement learning with function approximation",
@@ -14,7 +18,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,15 +44,24 @@ class QActorCritic(StochasticAgent):
         spaces: of the environments.
         network: what both networks are.
         seed: weights follow from it.
+        actor_rate: the actor's learning rate as a multiple of the critic's.
     """
 
-    def __init__(self, spaces: Spaces, network: MLP, seed: int) -> None:
+    def __init__(self, spaces: Spaces, network: MLP, seed: int, actor_rate: float) -> None:
         super().__init__(spaces)
+        self.actor_rate = actor_rate
         family, f = self.family, spaces.features
         key = fold(seed, "actor")
         self.actor = Networks(f, (family.outputs,), network, seed=key, gains=(POLICY_GAIN,), own=family.own)
         inputs, outputs = (f, family.outputs) if isinstance(family, Categorical) else (f + family.outputs, 1)
         self.critic = Networks(inputs, (outputs,), network, seed=fold(seed, "critic"))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """See `Agent`."""
+        return [
+            {"params": [self.critic.theta], "lr_scale": 1.0},
+            {"params": [self.actor.theta], "lr_scale": self.actor_rate},
+        ]
 
     def outputs(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `StochasticAgent`."""
@@ -60,10 +73,13 @@ class QActorCritic(StochasticAgent):
             return self.critic(x)[0].gather(1, (actions - self.family.start)[:, None]).squeeze(1)
         return self.critic(torch.cat([x, actions.flatten(1)], 1))[0].squeeze(1)
 
-    @torch.no_grad()
     def values(self, observations: Tensor) -> Float[Tensor, " N"]:
-        """Of a choice what the policy expects, of numbers what it thinks of those likeliest."""
-        x = self.spaces.vector(observations)
+        """See `Agent`."""
+        return self.expected(self.spaces.vector(observations))
+
+    @torch.no_grad()
+    def expected(self, x: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
+        """Of a choice what the policy expects, of numbers the value of those likeliest."""
         outputs, _ = self.actor(x)
         if isinstance(self.family, Categorical):
             return (outputs.softmax(1) * self.critic(x)[0]).sum(1)
@@ -80,16 +96,21 @@ class QAC(ActingMethod):
     """Steps of every environment that an update is made of."""
     gamma: float = Field(0.99, ge=0, le=1)
     """What a reward one step later is worth."""
+    baseline: bool = True
+    """Take off the action values what is expected of an observation."""
     value_weight: float = Field(0.5, ge=0)
     """Weight of the critic's squared error."""
     entropy_weight: float = Field(0.01, ge=0)
     """Weight of the policy's entropy, which keeps it exploring."""
+    actor_rate: float = Field(0.1, gt=0)
+    """The actor's learning rate as a multiple of the critic's, which is the optimiser's: an actor as fast as its critic
+    follows what this has not learned yet."""
     clip_norm: float | None = Field(0.5, gt=0)
     """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> QActorCritic:
         """See `ActingMethod`."""
-        return QActorCritic(spaces, mlp_of(network, MLP()), seed)
+        return QActorCritic(spaces, mlp_of(network, MLP()), seed, self.actor_rate)
 
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """One update."""
@@ -113,7 +134,8 @@ class QAC(ActingMethod):
             target = steps.rewards.flatten() + self.gamma * after * ~steps.terminated.flatten()
         q = agent.q(x, actions)
         outputs, own = agent.actor(x)
-        policy_loss = -(q.detach() * agent.family.log_prob(outputs, own, actions)).mean()
+        weights = q.detach() - agent.expected(x) if self.baseline else q.detach()
+        policy_loss = -(weights * agent.family.log_prob(outputs, own, actions)).mean()
         value_loss = (target - q).square().mean()
         entropy = agent.family.entropy(outputs, own).mean()
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy

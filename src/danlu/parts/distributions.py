@@ -57,7 +57,7 @@ class Family(ABC):
     def slope(
         self, outputs: Float[Tensor, "B O"], own: Tensor, actions: Tensor, pull: Float[Tensor, " B"], calm: float
     ) -> tuple[Float[Tensor, "B O"], Tensor]:
-        """The gradient of sum_i pull_i log p(a_i) + calm H_i, pull being fixed, by the outputs and by the own numbers."""
+        """The gradient of sum_i pull_i log p(a_i) + calm H_i, pull being fixed, by the outputs and the own numbers."""
 
     @abstractmethod
     def entropy(self, outputs: Float[Tensor, "B O"], own: Tensor) -> Float[Tensor, " B"]:

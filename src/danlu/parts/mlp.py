@@ -2,13 +2,13 @@
 
     h_0 = x,   h_l = f(h_{l-1} W_l + b_l),   y_k = h_L V_k + c_k
 
-K networks whose hidden layers are alike (an actor and its critic, say) are one product of ``[K, in, out]`` a layer; only
-their last layers differ. All of it lies in one vector theta, so an optimiser moves one tensor, a target follows by one
-interpolation, and a conjugate gradient needs no flattening.
+K networks whose hidden layers are alike (an actor and its critic, say) are one product of ``[K, in, out]`` a layer;
+only their last layers differ. All of it lies in one vector theta, so an optimiser moves one tensor, a target follows
+by one interpolation, and a conjugate gradient needs no flattening.
 
-There are three ways through, equal to rounding: `forward`, whose backward is written out below; `differentiable`, for
-what wants a gradient's gradient; and `answer`, in numpy, for a few observations at a time, where the cost of a call is
-all there is.
+There are several ways through, equal to rounding: `forward`, one operation whose backward is written out below;
+`passed` and `pull`, the same without a graph, for losses whose slopes are written out too; `differentiable`, for what
+wants a gradient's gradient; and `answer`, in numpy, for a few observations at a time, where calls are all it costs.
 
 References:
     Saxe, McClelland and Ganguli, 2013, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class Networks(nn.Module):
         self.shape, self.outputs, self.inputs = shape, tuple(outputs), inputs
         widths = (inputs, *shape.hidden)
         num = len(outputs)
-        self._hidden = [((num, a, b), (num, 1, b)) for a, b in zip(widths, widths[1:], strict=False)]
+        self._hidden = [((num, a, b), (num, 1, b)) for a, b in pairwise(widths)]
         self._last = [((widths[-1], out), (out,)) for out in outputs]
         self._shapes = [shape for pair in (*self._hidden, *self._last) for shape in pair] + [(own,)]
         self._sizes = [math.prod(shape) for shape in self._shapes]

@@ -1,8 +1,8 @@
 """Products of matrices side by side, by the library that is fastest at their size.
 
-Small ones cost a call, and go through one call for all. Of large ones in float32 on a processor, oneDNN does up to twice
-as many a second as the BLAS that torch is built with, which knows only some makers' processors well. No gradient goes
-through any of them.
+Small ones cost a call, and go through one call for all. Of large ones in float32 on a processor, oneDNN does up to
+twice as many a second as the BLAS that torch is built with, which knows only some makers' processors well. No gradient
+goes through any of them.
 """
 
 from __future__ import annotations
