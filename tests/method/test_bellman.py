@@ -205,3 +205,9 @@ def test_truncated_policy_iteration_is_value_iteration_or_policy_iteration(world
 def test_what_is_planned_needs_the_model() -> None:
     with pytest.raises(Exception, match="nobody knows"):
         taught(ValueIteration(), ExperienceOf(corridor(), known=False), 1)
+
+
+def test_what_is_as_good_as_the_best_is_kept() -> None:
+    q = torch.tensor([[1.0, 1.0 + 1e-12, 0.0], [1.0, 2.0, 2.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
+    assert greedy(q).tolist() == [1, 1, 0]
+    assert greedy(q, torch.tensor([0, 2, 1]), 1e-10).tolist() == [0, 2, 0]

@@ -13,6 +13,7 @@ from danlu.errors import UnsupportedError
 from danlu.method.bellman import Bellman
 from danlu.method.expected_sarsa import ExpectedSarsa
 from danlu.method.exploring import Exploring, epsilon_greedy
+from danlu.method.monte_carlo import Outcomes
 from danlu.method.monte_carlo_basic import MonteCarloBasic
 from danlu.method.monte_carlo_epsilon_greedy import MonteCarloEpsilonGreedy
 from danlu.method.monte_carlo_exploring_starts import MonteCarloExploringStarts
@@ -23,7 +24,8 @@ from danlu.method.sarsa import Sarsa
 from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable
 from danlu.method.td0 import TD0
-from experience_of import ExperienceOf, book_grid, corridor, some_world
+from danlu.method.temporal import Learning
+from experience_of import ExperienceOf, book_grid, corridor, some_world, steps_from
 from method.turns import taught, turn
 
 SETTLING = StepSize(kind="polynomial", start=1.0, power=0.7)
@@ -259,3 +261,43 @@ def test_turns_go_on_from_what_a_table_holds(method: type) -> None:
     one, other = ExperienceOf(some_world(9), seed=5), ExperienceOf(some_world(9), seed=5)
     assert dict(made.learn(agent, one, turn(2, 3))) == dict(made.learn(copied, other, turn(2, 3)))
     assert torch.equal(agent.q, copied.q)
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_nothing_is_to_be_had_behind_the_end_whatever_is_thought_of_it(method: type) -> None:
+    """The end's own entries keep what they began with, which no other entry hears of."""
+    fields = {"epsilon": Exploring(start=0.5), "step_size": StepSize(start=0.5), "steps": 300}
+    agent, _ = taught(method(initial=5.0, **fields), ExperienceOf(corridor()), 1)
+    assert agent.q[4].tolist() == [5.0, 5.0]
+    assert float(agent.q[3, 1]) == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_an_action_that_is_not_taken_is_drawn_from_the_policy() -> None:
+    """Where each turn is a step, Sarsa's next action is always drawn."""
+    world = corridor(4)
+    method = Sarsa(epsilon=Exploring(start=0.6), step_size=SETTLING, steps=1)
+    agent, _ = taught(method, ExperienceOf(world, num_envs=8), 1000)
+    oracle = best_exploring(world, 0.6)
+    np.testing.assert_allclose(agent.q.detach(), oracle, atol=0.25)
+    assert float((oracle - best(world)).abs().max()) > 0.5, "what it is not to find is far"
+
+
+@pytest.mark.parametrize("limit", [1, 6])
+def test_an_episode_that_was_cut_would_have_gone_on(limit: int) -> None:
+    world, stay = book_grid(), (4,) * 25
+    oracle = Bellman(world, 0.5).under(torch.tensor(stay)).solve()
+    method = TD0(policy=stay, gamma=0.5, step_size=StepSize(start=0.9), steps=3000)
+    agent, _ = taught(method, ExperienceOf(world, limit=limit), 1)
+    np.testing.assert_allclose(agent.v.detach(), oracle, atol=1e-6)
+
+
+def test_first_and_every_visit() -> None:
+    """State 0 is met at once and two steps later; from there on 1 + 2 + 4 and 4 come."""
+    steps = steps_from(
+        [([s], [0], [r], [t], [False], [n]) for s, r, t, n in ((0, 1, False, 1), (1, 2, False, 0), (0, 4, True, 2))]
+    )
+    for visits, first in (("every", (7 + 4) / 2), ("first", 7.0)):
+        method = MonteCarloEpsilonGreedy(gamma=1.0, visits=visits)
+        agent = method.agent(ExperienceOf(some_world(0, num_states=3)).spaces, None, 0)
+        method.take(agent, steps, Outcomes(Learning(agent.q.numpy(), agent.visits.numpy(), method.way)))
+        assert agent.q[:, 0].tolist() == [first, 6.0, 0.0]

@@ -16,7 +16,7 @@ from danlu.method.sarsa_linear import SarsaLinear
 from danlu.method.step_size import StepSize
 from danlu.method.td0 import TD0
 from danlu.method.td_linear import TDLinear
-from experience_of import ExperienceOf, book_grid, some_world
+from experience_of import ExperienceOf, book_grid, corridor, some_world
 from method.turns import taught
 
 CUBE = Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
@@ -124,3 +124,12 @@ def test_sarsa_with_few_features_finds_a_way() -> None:
     )
     _, told = taught(method, ExperienceOf(world, num_envs=4, limit=100), 15)
     assert np.mean([t["reward"] for t in told[-3:]]) > float(world.rewards.mean()) + 0.5
+
+
+def test_what_features_say_of_the_end_is_not_asked() -> None:
+    method = TDLinear(policy=(1,) * 5, features=Features(kind="polynomial", order=1), step_size=StepSize(start=0.3))
+    agent, _ = taught(method, ExperienceOf(corridor(), begins=(3,)), 1)
+    values = agent.values(torch.arange(5))
+    assert values is not None
+    assert float(values[3]) == pytest.approx(-1.0, abs=1e-6)
+    assert abs(float(values[4])) > 0.1

@@ -7,6 +7,7 @@ No policy is worse in any state than the one before, and there are finitely many
 
 References:
     Howard, 1960, "Dynamic programming and Markov processes"
+    Sutton and Barto, 2018, "Reinforcement learning", section 4.3, http://incompleteideas.net/book/the-book-2nd.html
     Zhao, 2025, "Mathematical foundations of reinforcement learning", section 4.2
 """
 
@@ -22,7 +23,7 @@ from danlu.method.tables import PlanningTable
 from danlu.registry import export
 
 
-@export("method", "policy_iteration", source="Howard, 1960, https://mitpress.mit.edu/9780262582506")
+@export("method", "policy_iteration", source="Howard, 1960, http://incompleteideas.net/book/the-book-2nd.html")
 class PolicyIteration(Planning):
     """Policy iteration: a policy is valued in full before it is improved."""
 

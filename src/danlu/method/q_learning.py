@@ -3,7 +3,7 @@
     q(s, a) <- q(s, a) + a_k [ r + gamma max_a' q(s', a') - q(s, a) ]
 
 It seeks the solution of Bellman's optimality equation, so the policy that is followed may be any that takes every
-action in every state: the epsilon-greedy one of what is learnt (on-policy), or another (off-policy), as all actions alike.
+action in every state: the epsilon-greedy one of what is learnt (on-policy), or another (off-policy), as all alike.
 
 References:
     Watkins, 1989, "Learning from delayed rewards", http://www.cs.rhul.ac.uk/~chrisw/new_thesis.pdf

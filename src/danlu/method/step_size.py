@@ -12,7 +12,7 @@ policy improves.
 
 References:
     Robbins and Monro, 1951, "A stochastic approximation method", https://doi.org/10.1214/aoms/1177729586
-    Dvoretzky, 1956, "On stochastic approximation", https://projecteuclid.org/euclid.bsmsp/1200501645
+    Dvoretzky, 1956, "On stochastic approximation", third Berkeley symposium on mathematical statistics
 """
 
 from __future__ import annotations
