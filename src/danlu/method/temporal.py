@@ -44,10 +44,10 @@ def transitions(agent: TableAgent, steps: Steps) -> list[list[Transition]]:
     columns = (
         agent.rows(steps.observations).tolist(),
         agent.columns(steps.actions).tolist(),
-        steps.rewards.tolist(),
+        steps.rewards.cpu().numpy().tolist(),
         agent.rows(steps.following).tolist(),
-        steps.terminated.tolist(),
-        steps.ended.tolist(),
+        steps.terminated.cpu().numpy().tolist(),
+        steps.ended.cpu().numpy().tolist(),
     )
     return [[Transition(*each) for each in zip(*row, strict=True)] for row in zip(*columns, strict=True)]
 
