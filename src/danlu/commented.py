@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from danlu.acting import ActingMethod
 from danlu.config import Config
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe import HubModel
@@ -54,7 +55,8 @@ def _write_name(config: Config, depth: int, lines: list[str]) -> None:
         return
     known = exported(kind)
     own = next(e for e in known if e.target is type(config))
-    others = ", ".join(e.name for e in known)
+    alike = [e for e in known if isinstance(config, ActingMethod) == issubclass(e.target, ActingMethod)]
+    others = ", ".join(e.name for e in alike)
     lines.append(f"{'  ' * depth}name: {own.name}  # {own.summary} One of: {others}")
 
 

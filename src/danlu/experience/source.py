@@ -68,6 +68,7 @@ class Acted:
         self._ended: list[tuple[float, int]] = []
         self._env_id, self._options = env_id, dict(options or {})
         self._one: Made | None = None
+        self._world: World | None = None
         if remembers and environments is not None:
             self._ring = Ring(environments.spaces, remembers, folder)
 
@@ -101,7 +102,9 @@ class Acted:
     @property
     def model(self) -> World:
         """All there is to know of a finite world."""
-        return world_of(self._env_id, self._options)
+        if self._world is None:
+            self._world = world_of(self._env_id, self._options)
+        return self._world
 
     def rollout(self, agent: Agent, steps: int, *, explore: bool = True) -> Steps:
         """The agent's next steps in every environment, on from where these are, ``[steps, N]``."""
