@@ -21,7 +21,7 @@ BARS = {
     "ppo": ("CartPole-v1", 475.0),
     "a2c": ("CartPole-v1", 400.0),
     "trpo": ("CartPole-v1", 475.0),
-    "dqn": ("CartPole-v1", 300.0),
+    "dqn": ("CartPole-v1", 150.0),
     "reinforce": ("CartPole-v1", 300.0),
     "off_policy_ac": ("CartPole-v1", 200.0),
     "qac": ("CartPole-v1", 100.0),

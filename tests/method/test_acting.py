@@ -23,7 +23,7 @@ METHODS: dict[str, ActingMethod] = {
     "reinforce": Reinforce(episodes=2, longest=30),
     "reinforce, mean": Reinforce(episodes=2, longest=30, baseline="mean"),
     "qac": QAC(num_steps=4),
-    "a2c": A2C(num_steps=4),
+    "a2c": A2C(num_steps=4, updates=2),
     "off_policy_ac": OffPolicyAC(num_steps=4),
     "ppo": PPO(num_steps=16, batch_size=8, epochs=2, target_kl=0.5),
     "trpo": TRPO(num_steps=32, critic_epochs=1),

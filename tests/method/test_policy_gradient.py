@@ -81,7 +81,7 @@ def test_the_expected_gradient_is_that_of_the_expected_return(baseline: str) -> 
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_qac_weighs_by_its_critic_and_learns_from_the_next_action(baseline: bool) -> None:
-    method = QAC(gamma=0.9, value_weight=1.0, entropy_weight=0.0, baseline=baseline)
+    method = QAC(gamma=0.9, value_weight=1.0, entropy_weight=0.0, baseline=baseline, standardise=False)
     agent = method.agent(SPACES, MLP(hidden=()), seed=0)
     steps = Steps(*(t[:2] for t in vars(episode((0, 1, 0, 1))).values() if isinstance(t, torch.Tensor)))
     q = agent.critic.weights(agent.critic.theta.detach()).last[0][0]

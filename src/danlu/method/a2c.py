@@ -39,6 +39,8 @@ class A2C(ActingMethod):
 
     num_steps: int = Field(5, ge=1)
     """Steps of every environment that an update is made of."""
+    updates: int = Field(1, ge=1)
+    """Updates in a turn, each of steps of its own: for turns that are worth recording."""
     gamma: float = Field(0.99, ge=0, le=1)
     """What a reward one step later is worth."""
     gae_lambda: float = Field(1.0, ge=0, le=1)
@@ -57,8 +59,16 @@ class A2C(ActingMethod):
         return ActorCritic(spaces, mlp_of(network, MLP()), seed)
 
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
-        """One update."""
+        """The updates of a turn; what is recorded is of the last."""
         assert isinstance(agent, ActorCritic)
+        for _ in range(self.updates - 1):
+            self._update(agent, experience, turn)
+        said, batch = self._update(agent, experience, turn)
+        loss, metrics = self.loss(said, batch)
+        return {"loss": loss, **metrics}
+
+    def _update(self, agent: ActorCritic, experience: Experience, turn: Turn) -> tuple[Opinion, OnPolicy]:
+        """Take steps and learn from them; the steps, and what the agent thought of them before."""
         steps = experience.rollout(agent, self.num_steps)
         x = agent.spaces.vector(steps.observations.flatten(0, 1))
         passed = agent.networks.passed(x)
@@ -68,8 +78,7 @@ class A2C(ActingMethod):
             batch = replace(batch, advantages=standardised(batch.advantages))
         agent.networks.pull(passed, self.slope(said, batch))
         step(turn.optimizer, [agent.networks.theta], self.clip_norm)
-        loss, metrics = self.loss(said, batch)
-        return {"loss": loss, **metrics}
+        return said, batch
 
     def loss(self, said: Opinion, batch: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is recorded beside it.

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from danlu.acting import ActingMethod, Agent, Experience, Spaces, Steps, Turn
 from danlu.config import Config
+from danlu.method.advantages import standardised
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import POLICY_GAIN, StochasticAgent
 from danlu.parts.distributions import Categorical
@@ -98,6 +99,8 @@ class QAC(ActingMethod):
     """What a reward one step later is worth."""
     baseline: bool = True
     """Take off the action values what is expected of an observation."""
+    standardise: bool = True
+    """Give the weights of an update mean 0 and deviation 1."""
     value_weight: float = Field(0.5, ge=0)
     """Weight of the critic's squared error."""
     entropy_weight: float = Field(0.01, ge=0)
@@ -135,6 +138,7 @@ class QAC(ActingMethod):
         q = agent.q(x, actions)
         outputs, own = agent.actor(x)
         weights = q.detach() - agent.expected(x) if self.baseline else q.detach()
+        weights = standardised(weights) if self.standardise else weights
         policy_loss = -(weights * agent.family.log_prob(outputs, own, actions)).mean()
         value_loss = (target - q).square().mean()
         entropy = agent.family.entropy(outputs, own).mean()
