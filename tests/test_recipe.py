@@ -309,8 +309,8 @@ def test_stdlib_stands_for_the_standard_library(file: Path) -> None:
 def test_builtin_recipes_are_sound() -> None:
     assert "quickstart" in builtin_recipes()
     for name in builtin_recipes():
-        recipe = load_recipe(name)
-        assert load_recipe(dump_recipe(recipe)) == recipe
+        recipe = read_recipe(name)
+        assert read_recipe(dump_recipe(recipe)) == recipe
         assert recipe_text(name).startswith("#")
 
 

@@ -34,7 +34,11 @@ def _write(config: Config, values: dict[str, Any], depth: int, lines: list[str])
         if depth == 0:
             lines.append("")
         lines += textwrap.wrap(
-            info.description or "", _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+            info.description or "",
+            _WIDTH,
+            initial_indent=f"{indent}# ",
+            subsequent_indent=f"{indent}# ",
+            break_on_hyphens=False,
         )
         if isinstance(part, Config):
             lines.append(f"{indent}{field}:")
