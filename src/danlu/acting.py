@@ -56,6 +56,11 @@ class Spaces:
         """How many actions there are to choose from; None where they are numbers."""
         return int(self.action.n) if isinstance(self.action, Discrete) else None
 
+    def possible(self, actions: np.ndarray) -> np.ndarray:
+        """The nearest actions that there are, ``[N, ...]``: numbers are cut at the bounds of their space."""
+        space = self.action
+        return np.clip(actions, space.low, space.high) if isinstance(space, Box) else actions
+
     @property
     def features(self) -> int:
         """How many numbers `vector` makes of an observation."""

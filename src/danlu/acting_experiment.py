@@ -160,7 +160,7 @@ class ActingExperiment:
         with environments_of(self.recipe, num_envs=num, seed=seed, like=self.environments, time_limit=limit) as apart:
             for _ in range(limit):
                 chosen = agent.act(torch.from_numpy(apart.observations), None)
-                for episode in apart.step(chosen.actions.numpy()).ended:
+                for episode in apart.step(apart.spaces.possible(chosen.actions.numpy())).ended:
                     returns.setdefault(episode.index, episode.rewards)
                 if len(returns) == num:
                     break

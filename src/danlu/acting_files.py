@@ -119,6 +119,7 @@ class Policy:
         one = seen.ndim == len(space.shape or ())
         seen = seen if self._statistics is None else self._statistics.normal(seen)
         chosen = self.agent.act(torch.from_numpy(seen[None] if one else seen), None).actions.numpy()
+        chosen = self.spaces.possible(chosen)
         return (int(chosen[0]) if chosen.ndim == 1 else chosen[0]) if one else chosen
 
 

@@ -108,7 +108,7 @@ class Acted:
 
     def rollout(self, agent: Agent, steps: int, *, explore: bool = True) -> Steps:
         """The agent's next steps in every environment, on from where these are, ``[steps, N]``."""
-        environments = self.environments
+        environments, spaces = self.environments, self.spaces
         chance = self._chance() if explore else None
         rows = _Rows(steps)
         for t in range(steps):
@@ -118,7 +118,7 @@ class Acted:
             rows.put(t, "actions", choice.actions.numpy())
             for name, said in choice.said.items():
                 rows.put(t, f"said/{name}", said.numpy())
-            came = environments.step(choice.actions.numpy())
+            came = environments.step(spaces.possible(choice.actions.numpy()))
             rows.put(t, "rewards", came.rewards)
             rows.put(t, "terminated", came.terminated)
             rows.put(t, "truncated", came.truncated)
@@ -144,7 +144,8 @@ class Acted:
             actions = agent.act(torch.from_numpy(shown), chance).actions.numpy()
             if start is not None and t == 0:
                 actions = np.full_like(actions, start[1])
-            seen, reward, terminated, truncated, _ = env.step(actions[0] if actions.ndim > 1 else actions.item())
+            taken = self.spaces.possible(actions)
+            seen, reward, terminated, truncated, _ = env.step(taken[0] if taken.ndim > 1 else taken.item())
             truncated = not terminated and (truncated or t + 1 == limit)
             if not math.isfinite(reward):
                 raise RunError(f"{self._env_id} gave a reward of {reward} at step {t + 1} of an episode")
