@@ -55,9 +55,16 @@ def run(options: Options, scratch: Path) -> list[Table]:
         "Held-out loss in nats a learned token, on the same tenth of the rows; the better of two learning rates.",
     ]
     columns = ["way", "trained", "share", "held-out loss", "perplexity", "rate", "tokens/s"]
+    table = Table("Ways of tuning", columns, rows, notes, {"before": before, **found})
     if not options.quick:
         PLOT.write_text(plot(before["loss"], best), encoding="utf-8")
-    return [Table("Ways of tuning", columns, rows, notes, {"before": before, **found})]
+        PLOT.with_suffix(".md").write_text(page(table), encoding="utf-8")
+    return [table]
+
+
+def page(table: Table) -> str:
+    """What came of it, as a page beside the plot."""
+    return f"# What tuning few parameters reaches\n\n![Held-out loss by share trained]({PLOT.name})\n\n{table.markdown()}\n"
 
 
 def _row(way: str, facts: Facts) -> list[str]:
