@@ -47,7 +47,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
     notes = [
         f"Mean return of {EPISODES} episodes of the agent as it is at the end, acting without chance; mean and "
         f"standard deviation over {options.rounds(SEEDS)} seeds, and each seed's.",
-        "Seconds are those of the whole run, the median. 'The zoo's' is the mean return of the RL zoo's trained agents.",
+        "Seconds are those of the whole run, the median. 'The zoo's' is the mean return of the agents of the RL zoo.",
     ]
     columns = ["method", "environment", "steps", "return", "each seed", "the zoo's", "s"]
     table = Table("Returns over seeds", columns, rows, notes, raw)

@@ -64,7 +64,8 @@ def run(options: Options, scratch: Path) -> list[Table]:
 
 def page(table: Table) -> str:
     """What came of it, as a page beside the plot."""
-    return f"# What tuning few parameters reaches\n\n![Held-out loss by share trained]({PLOT.name})\n\n{table.markdown()}\n"
+    picture = f"![Held-out loss by share trained]({PLOT.name})"
+    return f"# What tuning few parameters reaches\n\n{picture}\n\n{table.markdown()}\n"
 
 
 def _row(way: str, facts: Facts) -> list[str]:
