@@ -177,8 +177,8 @@ def test_what_may_change_is_told_field_by_field(plain: dict[str, Any]) -> None:
     assert refuse_or_tell(changes(plain, after)) == [
         "optimizer.betas is [0.8, 0.9] from here on, and was [0.9, 0.95]: "
         "averages that were made with the old value are gone on with",
-        "run.epochs is 3 from here on, and was null: the schedule ends with the run, so its horizon moves",
         "run.threads is 2 from here on, and was 1: results may differ in their last bits",
+        "run.epochs is 3 from here on, and was null: the schedule ends with the run, so its horizon moves",
         'run.prompts is ["the"] from here on, and was []: a matter of what is shown',
     ]
 

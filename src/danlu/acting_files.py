@@ -1,4 +1,4 @@
-"""Agents as files, and back: tensors, and what they are made from; no pickle."""
+"""Agents as files, and back: tensors, and what they are made from as JSON."""
 
 from __future__ import annotations
 
