@@ -184,10 +184,13 @@ def danlu_side(name: str, steps: int, threads: int, seed: int) -> Facts:
 
     class Listener:
         def metrics(self, row: dict[str, Any]) -> None:
-            if "env_steps" in row:
-                turns.add(began, int(row["env_steps"]), row.get("return"))
+            if "total_env_steps" in row:
+                turns.add(began, int(row["total_env_steps"]), row.get("return"))
 
         def event(self, event: dict[str, Any]) -> None:
+            pass
+
+        def close(self) -> None:
             pass
 
     with tempfile.TemporaryDirectory() as folder:
