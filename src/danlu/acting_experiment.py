@@ -93,7 +93,7 @@ class ActingExperiment:
     def optimizer(self) -> torch.optim.Optimizer:
         """What moves the agent's parameters."""
         if any(p.requires_grad for p in self.policy.parameters()):
-            return self.recipe.optimizer.of([group for group in self.policy.groups() if group["params"]])
+            return self.recipe.optimizer.of(self.policy.groups())
         return torch.optim.SGD([torch.zeros(1)], lr=0.0)  # a table is moved by its method
 
     def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:

@@ -27,13 +27,13 @@ class OptimizerConfig(Config):
     schedule: Annotated[Schedule, Kind("schedule")] = Field(default_factory=Cosine)
     """How the rate changes over the run."""
 
-    @abstractmethod
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of the model's trainable parameters."""
+        return self.of([{"params": [p for p in model.parameters() if p.requires_grad]}])
 
     @abstractmethod
     def of(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimiser of parameters in groups, each with what is its own."""
+        """The optimiser of parameters in groups: "params", and whatever else is a group's own."""
 
 
 @export("optimizer", "adamw", source="Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101")
@@ -47,16 +47,13 @@ class AdamW(OptimizerConfig):
     weight_decay: float = Field(0.1, ge=0)
     """Share of a matrix taken off at each update, times the rate; biases, norms and other vectors keep theirs."""
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """See `OptimizerConfig`."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        return self.of([group for group in groups if group["params"]])
-
     def of(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """See `OptimizerConfig`."""
-        shared: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True, **shared)
+        present: list[dict[str, Any]] = []
+        for group in groups:
+            matrices = [p for p in group["params"] if p.dim() >= 2]
+            vectors = [p for p in group["params"] if p.dim() < 2]
+            for params, decay in ((matrices, self.weight_decay), (vectors, 0.0)):
+                if params:
+                    present.append({**group, "params": params, "weight_decay": decay})
+        return torch.optim.AdamW(present, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
