@@ -12,11 +12,13 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from danlu.acting import Experience
 from danlu.method.tables import ActionTable
-from danlu.method.temporal import Learning, TemporalDifference, Transition, next_action, transitions
+from danlu.method.temporal import Learning, TemporalDifference, Transition, next_action, transitions, with_next
 from danlu.registry import export
 
 
@@ -28,22 +30,17 @@ class Sarsa(TemporalDifference):
         self, agent: ActionTable, experience: Experience, chance: np.random.Generator, learning: Learning
     ) -> float:
         """See `TemporalDifference`; a step is learnt from when the one after it has been chosen."""
-        waiting: list[Transition | None] = [None] * experience.num_envs
-        rewards = 0.0
-        for _ in range(self.steps):
-            steps = experience.rollout(agent, 1)
-            rewards += float(steps.rewards.double().mean())
-            for number, seen in enumerate(transitions(agent, steps)[0]):
-                before = waiting[number]
-                if before is not None:
-                    self.learn_from(before, seen.action, learning)
-                if seen.ended:
-                    self.learn_from(seen, next_action(agent, seen.following, chance), learning)
-                waiting[number] = None if seen.ended else seen
-        for last in waiting:
-            if last is not None:
-                self.learn_from(last, next_action(agent, last.following, chance), learning)
-        return rewards / self.steps
+        rewards: list[float] = []
+
+        def rows() -> Iterator[list[Transition]]:
+            for _ in range(self.steps):
+                steps = experience.rollout(agent, 1)
+                rewards.append(float(steps.rewards.double().mean()))
+                yield transitions(agent, steps)[0]
+
+        for seen, following_action in with_next(rows(), lambda state: next_action(agent, state, chance)):
+            self.learn_from(seen, following_action, learning)
+        return sum(rewards) / self.steps
 
     def learn_from(self, seen: Transition, following_action: int, learning: Learning) -> None:
         """One update."""

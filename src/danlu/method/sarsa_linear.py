@@ -27,6 +27,7 @@ from danlu.method.exploring import Exploring
 from danlu.method.features import Features
 from danlu.method.linear import LinearActionValue, Weighing
 from danlu.method.step_size import StepSize
+from danlu.method.temporal import with_next
 from danlu.registry import export
 
 
@@ -80,25 +81,18 @@ class SarsaLinear(ActingMethod):
         """
         assert isinstance(agent, LinearActionValue)
         chance, rewards = turn.numpy_chance(), 0.0
-        waiting: list[Seen | None] = [None] * experience.num_envs
         with torch.no_grad():
             agent.epsilon.fill_(self.epsilon.at(turn.share))
             learning = Weighing(agent.w.numpy(), int(agent.k), self.step_size)
-            for _ in range(self.steps):
-                steps = experience.rollout(agent, 1)
-                rewards += float(steps.rewards.double().mean())
-                for number, seen in enumerate(seen_in(agent, steps)):
-                    before = waiting[number]
-                    if before is not None:
-                        self.learn_from(before, seen.action, learning)
-                    if seen.ended:
-                        self.learn_from(seen, next_action(agent, seen.following, chance), learning)
-                    waiting[number] = None if seen.ended else seen
-            for last in waiting:
-                if last is not None:
-                    self.learn_from(last, next_action(agent, last.following, chance), learning)
+            rows = (seen_in(agent, experience.rollout(agent, 1)) for _ in range(self.steps))
+            for seen, following_action in with_next(rows, lambda features: next_action(agent, features, chance)):
+                rewards += seen.reward
+                self.learn_from(seen, following_action, learning)
             agent.k.fill_(learning.k)
-        return learning.told() | {"reward": rewards / self.steps, "epsilon": float(agent.epsilon)}
+        return learning.told() | {
+            "reward": rewards / (self.steps * experience.num_envs),
+            "epsilon": float(agent.epsilon),
+        }
 
     def learn_from(self, seen: Seen, following_action: int, learning: Weighing) -> None:
         """One update."""

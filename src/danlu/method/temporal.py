@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -158,6 +158,52 @@ class OneStep(TemporalDifference):
     @abstractmethod
     def worth(self, actions: list[float], epsilon: float) -> float:
         """What a state is worth from what its actions are."""
+
+
+class Taken(Protocol):
+    """One step of one environment, as far as it matters which comes after it."""
+
+    @property
+    def action(self) -> int:
+        """What was done."""
+        ...
+
+    @property
+    def following(self) -> Any:
+        """Where it led."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether a new episode began after it."""
+        ...
+
+
+S = TypeVar("S", bound=Taken)
+
+
+def with_next(rows: Iterable[Sequence[S]], draw: Callable[[Any], int]) -> Iterator[tuple[S, int]]:
+    """Steps, each with the action that was taken after it, or with one that is drawn where none was.
+
+    What is learnt from one is learnt before the next row of steps is taken.
+
+    Args:
+        rows: a step of each of N environments, again and again.
+        draw: an action of the policy, where a step has led.
+    """
+    waiting: list[S | None] = []
+    for row in rows:
+        waiting = waiting or [None] * len(row)
+        for number, seen in enumerate(row):
+            before = waiting[number]
+            if before is not None:
+                yield before, seen.action
+            if seen.ended:
+                yield seen, draw(seen.following)
+            waiting[number] = None if seen.ended else seen
+    for last in waiting:
+        if last is not None:
+            yield last, draw(last.following)
 
 
 def next_action(agent: ActionTable, state: int, chance: np.random.Generator) -> int:
