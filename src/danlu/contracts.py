@@ -196,34 +196,34 @@ class Method(Config, ABC):
     """How a model learns; its fields are what a recipe may say of it.
 
     Class attributes:
-        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), or "experience" (what comes of
-            acting).
+        learns_from: what it takes: "sequence" (`Sample`), "answers" (`Answers`), "rows" (of an array), or "experience"
+            (what comes of acting).
         goal: what for, in a word or two, as a catalogue has it ("language modelling", "control").
         mechanism: how, in two or three words ("maximum likelihood", "temporal difference").
         level: what it keeps what it learned in: "table", "features" or "network".
     """
 
-    learns_from: ClassVar[Literal["sequence", "answers", "experience"]] = "sequence"
+    learns_from: ClassVar[Literal["sequence", "answers", "rows", "experience"]] = "sequence"
     goal: ClassVar[str] = ""
     mechanism: ClassVar[str] = ""
     level: ClassVar[str] = "network"
 
 
-class SequenceMethod(Method, ABC):
-    """How a model of sequences learns.
+class LossMethod(Method, ABC):
+    """How a model learns that is moved by the gradient of a loss, given as sums over packs of groups.
+
+    A pack is a `Batch` of sequences, or `Rows` of an array: it has a length, and knows `num_samples`, `origin`,
+    `sample_ids`, `weights`, `estimates`, `to` and `keyed`.
 
     Class attributes:
         roles: the models it may need, by name; the first is trained, the others are only asked.
         estimating: whether `estimates` is to be asked before each update.
-        scoring: whether what it trains has a head that gives scores, and none over tokens.
         by_sequence: whether its loss bends what whole sequences come to (a ratio, a preference), which ranks that share
             a pack's rows then are given in full; it asks for values (`LogProbs`, `Values`) and never for sums.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
-    learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
     estimating: ClassVar[bool] = False
-    scoring: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = False
 
     @property
@@ -239,32 +239,63 @@ class SequenceMethod(Method, ABC):
         return samples
 
     @abstractmethod
-    def group(self, sample: Any) -> Batch:
-        """A sample as the smallest batch: its segments and targets."""
+    def group(self, sample: Any) -> Any:
+        """A sample as the smallest pack: what must be seen together."""
+
+    @abstractmethod
+    def join(self, groups: Sequence[Any]) -> Any:
+        """Several groups as one pack; none at all make an empty one."""
 
     def size(self, sample: Any) -> int:
-        """About how many tokens its group has; what samples are dealt out to ranks by."""
+        """About how long its group is; what samples are dealt out to ranks by."""
         return len(self.group(sample))
 
     @abstractmethod
-    def counts(self, batch: Batch) -> dict[str, float]:
+    def flops(self, model: Any, batch: Any) -> float:
+        """Matrix-product operations of asking a model about a pack once."""
+
+    @abstractmethod
+    def counts(self, batch: Any) -> dict[str, float]:
         """What each term is divided by, from data alone; summed over all packs and ranks of an update."""
 
-    def estimates(self, models: Mapping[str, nn.Module], batch: Batch) -> Terms:
+    def estimates(self, models: Mapping[str, Any], batch: Any) -> Terms:
         """Sums, without gradients, that the loss depends on as a whole: taken over all packs and ranks before it.
 
-        What they come to, each divided by the count of its name, is in `Batch.estimates` when the loss is asked. The
-        model computes as it will for the loss: in training, with the same random keys.
+        What they come to, each divided by the count of its name, is in `estimates` of the pack when the loss is asked.
+        The model computes as it will for the loss: in training, with the same random keys.
         """
         return {}
 
     @abstractmethod
-    def loss(self, models: Mapping[str, nn.Module], batch: Batch) -> Outcome:
+    def loss(self, models: Mapping[str, Any], batch: Any) -> Outcome:
         """The terms' sums over one pack."""
 
     @abstractmethod
     def summarize(self, averages: Mapping[str, float]) -> dict[str, float]:
         """The loss and metrics as a person reads them, from each one's sum over its count."""
+
+
+class SequenceMethod(LossMethod, ABC):
+    """How a model of sequences learns.
+
+    Class attributes:
+        scoring: whether what it trains has a head that gives scores, and none over tokens.
+    """
+
+    learns_from: ClassVar[Literal["sequence", "answers"]] = "sequence"
+    scoring: ClassVar[bool] = False
+
+    @abstractmethod
+    def group(self, sample: Any) -> Batch:
+        """A sample as the smallest batch: its segments and targets."""
+
+    def join(self, groups: Sequence[Batch]) -> Batch:
+        """See `LossMethod`."""
+        return Batch.join(groups)
+
+    def flops(self, model: SequenceModel, batch: Batch) -> float:
+        """See `LossMethod`."""
+        return model.flops(batch.packed, len(batch.targets))
 
 
 class Source(Protocol):
