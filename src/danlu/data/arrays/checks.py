@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Int64
 
 from danlu.data.arrays.config import ArrayConfig
-from danlu.data.arrays.rows import Arrays
+from danlu.data.arrays.rows import Arrays, Seen
 from danlu.errors import DataError, RecipeError, did_you_mean
 
 MOST_CLASSES = 1000
@@ -23,21 +23,6 @@ Place = Callable[[int], str]
 """Where a row is, as a person finds it, from its number."""
 Name = Callable[[int], str]
 """What a column is called in a sentence, as "column 'a'", from its number."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What columns hold.
-
-    Attributes:
-        low: the least number of each, ``[D]``.
-        high: the greatest.
-        whole: whether all are whole numbers.
-    """
-
-    low: Float64[np.ndarray, " D"]
-    high: Float64[np.ndarray, " D"]
-    whole: Bool[np.ndarray, " D"]
 
 
 def blocks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -81,46 +66,99 @@ def _unsound(rows: np.ndarray, start: int, name: Name, place: Place) -> DataErro
     return DataError(what, where=place(start + row), do="Remove or repair the row.")
 
 
-def refuse_constant(seen: Seen, name: Name, where: str) -> None:
-    """Refuse columns that never change.
+def settle(arrays: Arrays, config: ArrayConfig) -> Arrays:
+    """Rows to train on, with which of their columns are to be dequantised.
+
+    Args:
+        arrays: as they were read; what their columns hold is known.
+        config: what a recipe says of whole numbers.
 
     Raises:
-        DataError: naming the first.
+        DataError: when a column, or what rows are conditioned on, never changes; or whole numbers are to have a density
+            and the recipe does not say how.
+        RecipeError: when a logit transform is asked for where values have no bounds.
     """
-    for j in np.flatnonzero(seen.low == seen.high):
-        what = f"{name(int(j))} is {seen.low[j]:g} in every row, and has no density"
-        raise DataError(what, where=where, do="Leave it out by data.columns.")
+    _refuse_constant_labels(arrays)
+    if arrays.seen is not None and arrays.kind == "image":
+        whole = bool(arrays.seen.whole.all()) and config.dequantize is not False
+        levels = _image_levels(arrays, arrays.seen, config)
+        arrays = replace(arrays, levels=levels, whole=(whole,) * arrays.shape[0])
+    elif arrays.seen is not None:
+        whole_columns = _whole_columns(arrays, arrays.seen, config)
+        levels = levels_of(config) if all(whole_columns) else None
+        arrays = replace(arrays, whole=whole_columns, levels=levels)
+    if config.logit is not None and arrays.levels is None:
+        what = f"a logit transform is for values between known levels, and those of {arrays.origin} have none"
+        do = "Leave it out, or set data.dequantize to how many levels there are."
+        raise RecipeError(what, where="data.logit", do=do)
+    return arrays
 
 
-def whole_columns(seen: Seen, columns: Sequence[str], config: ArrayConfig, where: str) -> tuple[bool, ...]:
-    """Which columns are to be dequantised.
+def settle_like(held: Arrays, trained: Arrays) -> Arrays:
+    """Rows to measure on, as what is trained on has been settled.
 
     Raises:
-        DataError: when a column is of whole numbers and nothing is said of these, or it has more levels than is said.
+        DataError: when they are not of the same kind, or have classes or levels that are not known there.
     """
+    if held.seen is not None and trained.levels is not None:
+        low, high = float(held.seen.low.min()), float(held.seen.high.max())
+        _refuse_levels(low, high, trained.levels, "a row", held.origin)
+    return held.like(trained)
+
+
+def _refuse_constant_labels(arrays: Arrays) -> None:
+    what = ""
+    if len(arrays.classes) == 1:
+        what = f"all rows are of one class, '{arrays.classes[0]}'"
+    elif arrays.features and arrays.condition is not None:
+        told = arrays.condition
+        constant = next((j for j in range(told.shape[1]) if told[:, j].min() == told[:, j].max()), None)
+        if constant is not None:
+            what = f"column '{arrays.features[constant]}' is {told[0, constant]:g} in every row"
+    if what:
+        raise DataError(f"{what}, which rows are to be conditioned on", where=arrays.origin, do="Leave it out.")
+
+
+def _whole_columns(arrays: Arrays, seen: Seen, config: ArrayConfig) -> tuple[bool, ...]:
+    """Which columns of a table are to be dequantised."""
     levels = levels_of(config)
-    for j in np.flatnonzero(seen.whole):
-        low, high = int(seen.low[j]), int(seen.high[j])
-        if config.dequantize == "auto":
-            what = f"column '{columns[j]}' holds whole numbers from {low} to {high}, whose density has no bound"
+    for name, low, high, whole in zip(arrays.columns, seen.low, seen.high, seen.whole, strict=True):
+        if low == high:
+            what = f"column '{name}' is {low:g} in every row, and has no density"
+            raise DataError(what, where=arrays.origin, do="Leave it out by data.columns.")
+        if whole and config.dequantize == "auto":
+            what = f"column '{name}' holds whole numbers from {low:g} to {high:g}, whose density has no bound"
             do = (
                 "Set data.dequantize to true to add noise as wide as a step, or to false to take them as real numbers; "
-                f"or condition rows on them: data.label={columns[j]}."
+                f"or condition rows on them: data.label={name}."
             )
-            raise DataError(what, where=where, do=do)
-        if levels is not None:
-            refuse_levels(low, high, levels, f"column '{columns[j]}'", where)
-    return tuple(bool(w) and config.dequantize is not False for w in seen.whole)
+            raise DataError(what, where=arrays.origin, do=do)
+        if whole and levels is not None:
+            _refuse_levels(low, high, levels, f"column '{name}'", arrays.origin)
+    return tuple(bool(whole) and config.dequantize is not False for whole in seen.whole)
 
 
-def refuse_levels(low: int, high: int, levels: int, name: str, where: str) -> None:
-    """Refuse numbers beyond the levels there are.
+def _image_levels(arrays: Arrays, seen: Seen, config: ArrayConfig) -> int | None:
+    """How many levels the values of images have; None where they are real numbers, or it is not known."""
+    low, high = float(seen.low.min()), float(seen.high.max())
+    if low == high:
+        raise DataError(f"all values of all images are {low:g}", where=arrays.origin, do="Name other images.")
+    if config.dequantize is False or not seen.whole.all():
+        return None
+    levels = levels_of(config)
+    if levels is not None:
+        _refuse_levels(low, high, levels, "an image", arrays.origin)
+        return levels
+    if arrays.levels is None and config.dequantize == "auto":
+        what = f"images hold whole numbers from {low:g} to {high:g}, whose density has no bound"
+        do = "Set data.dequantize to how many levels there are, or to false to take them as real numbers."
+        raise DataError(what, where=arrays.origin, do=do)
+    return arrays.levels
 
-    Raises:
-        DataError: naming the number.
-    """
+
+def _refuse_levels(low: float, high: float, levels: int, name: str, where: str) -> None:
     if low < 0 or high >= levels:
-        what = f"{name} has {low if low < 0 else high}, and {levels} levels are 0 to {levels - 1}"
+        what = f"{name} has {low if low < 0 else high:g}, and {levels} levels are 0 to {levels - 1}"
         raise DataError(what, where=where, do="Set data.dequantize to as many levels as there are, or to true.")
 
 
@@ -158,10 +196,8 @@ def classes_of(
         where: the file.
 
     Raises:
-        DataError: when there is one class only, or far too many.
+        DataError: when there are far too many.
     """
-    if len(found) < 2:
-        raise DataError(f"{name} is the same in every row", where=where, do="Leave data.label out.")
     if len(found) > MOST_CLASSES:
         what = f"{name} has {len(found)} different values, too many to be classes"
         do = "Leave data.label out, or, to condition on it as a number, put it in brackets: data.label=[...]."
@@ -170,15 +206,3 @@ def classes_of(
     rank = np.empty(len(found), np.int64)
     rank[order] = np.arange(len(found))
     return rank[number], tuple(str(found[i]) for i in order)
-
-
-def refuse_logit(config: ArrayConfig, arrays: Arrays) -> None:
-    """Refuse a logit transform of values without bounds.
-
-    Raises:
-        RecipeError: saying what it is for.
-    """
-    if config.logit is not None and arrays.levels is None:
-        what = f"a logit transform is for values between known levels, and those of {arrays.origin} have none"
-        do = "Leave it out, or set data.dequantize to how many levels there are."
-        raise RecipeError(what, where="data.logit", do=do)

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from danlu.data.arrays.checks import classes_of, levels_of, look, refuse_levels
+from danlu.data.arrays.checks import classes_of, look
 from danlu.data.arrays.config import ArrayConfig
-from danlu.data.arrays.npy import image_levels
 from danlu.data.arrays.rows import Arrays
 from danlu.data.chunks import first_line
 from danlu.errors import DataError, RecipeError, UnsupportedError
@@ -29,7 +28,7 @@ LABEL = "label"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GREY = ("1", "L", "LA")
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_DIGIT_LEVELS = 17
+_BYTE, _DIGIT_LEVELS = 256, 17
 
 
 def digits(config: ArrayConfig) -> Arrays:
@@ -37,7 +36,6 @@ def digits(config: ArrayConfig) -> Arrays:
 
     Raises:
         UnsupportedError: where scikit-learn is not installed.
-        DataError: when the recipe says that there are fewer levels.
         RecipeError: when they are to be conditioned on something else than their class.
 
     References:
@@ -50,12 +48,8 @@ def digits(config: ArrayConfig) -> Arrays:
     held = load_digits()
     x = held.images.astype(np.uint8)[:, None]
     condition, classes = (None, ()) if config.label is None else (held.target.astype(np.int64), _names(held.target_names))
-    levels = levels_of(config)
-    if levels is not None:
-        refuse_levels(0, _DIGIT_LEVELS - 1, levels, "a digit", "digits")
-    elif config.dequantize is not False:
-        levels = _DIGIT_LEVELS
-    return Arrays(x, condition, "image", "digits", (), classes, (), (levels is not None,), levels)
+    seen = look(x, lambda _: "a digit", lambda row: f"digit {row}")
+    return Arrays(x, condition, "image", "digits", (), classes, levels=_DIGIT_LEVELS, seen=seen)
 
 
 def folder(path: Path, config: ArrayConfig) -> Arrays:
@@ -78,10 +72,9 @@ def folder(path: Path, config: ArrayConfig) -> Arrays:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about what files say of themselves
         x = _decoded(files, config)
-    levels = image_levels(look(x, lambda _: "an image", lambda i: str(files[i])), x.dtype, config, str(path))
+    seen = look(x, lambda _: "an image", lambda row: str(files[row]))
     condition, classes = (None, ()) if config.label is None else _labels(path, files)
-    whole = (config.dequantize is not False,) * x.shape[1]
-    return Arrays(x, condition, "image", str(path), (), classes, (), whole, levels)
+    return Arrays(x, condition, "image", str(path), (), classes, levels=_BYTE, seen=seen)
 
 
 def refuse_label(config: ArrayConfig) -> None:

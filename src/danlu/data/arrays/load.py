@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from danlu.data.arrays import npy, tabular
-from danlu.data.arrays.checks import refuse_logit
+from danlu.data.arrays.checks import settle, settle_like
 from danlu.data.arrays.config import ArrayConfig
 from danlu.data.arrays.images import LABEL, digits, folder, refuse_label
 from danlu.data.arrays.npy import read_npy
@@ -32,10 +32,9 @@ def load_arrays(config: ArrayConfig, seed: int) -> tuple[Arrays, Arrays]:
         UnsupportedError: where what reads them is not installed.
     """
     seed = seed if config.seed is None else config.seed
-    whole = _read(config.train, config, seed)
-    refuse_logit(config, whole)
+    whole = settle(_read(config.train, config, seed), config)
     if isinstance(config.held_out, str):
-        return whole, _read(config.held_out, config, seed + 1).like(whole)
+        return whole, settle_like(_read(config.held_out, config, seed + 1), whole)
     if len(whole) < 2:
         raise DataError("there is one row", where=whole.origin, do="Name data with more, some of which is held out.")
     num = min(max(round(config.held_out * len(whole)), 1), len(whole) - 1)

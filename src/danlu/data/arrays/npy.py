@@ -9,17 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from danlu.data.arrays.checks import (
-    Seen,
-    classes_of,
-    labels_of,
-    levels_of,
-    look,
-    refuse_constant,
-    refuse_levels,
-    refuse_unknown,
-    whole_columns,
-)
+from danlu.data.arrays.checks import classes_of, labels_of, look, refuse_unknown
 from danlu.data.arrays.config import ArrayConfig
 from danlu.data.arrays.rows import Arrays
 from danlu.data.chunks import first_line
@@ -94,12 +84,9 @@ def _table(x: np.ndarray, beside: Mapping[str, np.ndarray], path: Path, config: 
     if taken != names:
         x = x[:, [names.index(name) for name in taken]]
     seen = look(x, lambda j: f"column '{taken[j]}'", lambda row: f"{path} row {row}")
-    refuse_constant(seen, lambda j: f"column '{taken[j]}'", str(path))
-    whole = whole_columns(seen, taken, config, str(path))
     condition, classes = _condition(told, config.label, len(x), str(path))
     features = () if classes else _feature_names(told, labels)
-    levels = levels_of(config) if all(whole) else None
-    return Arrays(x, condition, "table", str(path), tuple(taken), classes, features, whole, levels)
+    return Arrays(x, condition, "table", str(path), tuple(taken), classes, features, seen=seen)
 
 
 def _images(x: np.ndarray, beside: Mapping[str, np.ndarray], path: Path, config: ArrayConfig) -> Arrays:
@@ -112,34 +99,10 @@ def _images(x: np.ndarray, beside: Mapping[str, np.ndarray], path: Path, config:
     labels = labels_of(config)
     refuse_unknown(labels, list(beside), "label")
     seen = look(x, lambda _: "an image", lambda row: f"{path} image {row}")
-    levels = image_levels(seen, x.dtype, config, str(path))
-    whole = (bool(seen.whole.all()) and config.dequantize is not False,) * x.shape[1]
     condition, classes = _condition(beside, config.label, len(x), str(path))
     features = () if classes else _feature_names(beside, labels)
-    return Arrays(x, condition, "image", str(path), (), classes, features, whole, levels)
-
-
-def image_levels(seen: Seen, dtype: np.dtype[Any], config: ArrayConfig, where: str) -> int | None:
-    """How many levels the values of images have; None where they are real numbers, or it is not known.
-
-    Raises:
-        DataError: when they never change, are beyond the levels that a recipe says, or nothing says how many there are.
-    """
-    low, high = float(seen.low.min()), float(seen.high.max())
-    if low == high:
-        raise DataError(f"all values of all images are {low:g}", where=where, do="Name other images.")
-    if config.dequantize is False or not seen.whole.all():
-        return None
-    levels = levels_of(config)
-    if levels is None and dtype == np.uint8:
-        return _BYTE
-    if levels is not None:
-        refuse_levels(int(low), int(high), levels, "an image", where)
-    elif config.dequantize == "auto":
-        what = f"images hold whole numbers from {low:g} to {high:g}, whose density has no bound"
-        do = "Set data.dequantize to how many levels there are, or to false to take them as real numbers."
-        raise DataError(what, where=where, do=do)
-    return levels
+    levels = _BYTE if x.dtype == np.uint8 else None
+    return Arrays(x, condition, "image", str(path), (), classes, features, levels=levels, seen=seen)
 
 
 def _condition(
@@ -164,7 +127,7 @@ def _condition(
             what = f"'{name}' is text, and labels in brackets are numbers"
             raise DataError(what, where=where, do="Name one text alone, or numbers.")
     wide = np.concatenate([column.reshape(num, -1).astype(np.float64) for column in columns], 1)
-    refuse_constant(look(wide, lambda j: f"label {j}", lambda row: f"{where} row {row}"), lambda j: f"label {j}", where)
+    look(wide, lambda j: f"number {j} of the label", lambda row: f"{where} row {row}")
     return wide.astype(np.float32), ()
 
 

@@ -7,12 +7,27 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from danlu.errors import DataError
 
 Kind: TypeAlias = Literal["toy", "table", "image"]
 """Points of a toy, rows of a table, or images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What columns hold, an image's numbers being columns one after another.
+
+    Attributes:
+        low: the least number of each, ``[D]``.
+        high: the greatest.
+        whole: whether all are whole numbers.
+    """
+
+    low: Float64[np.ndarray, " D"]
+    high: Float64[np.ndarray, " D"]
+    whole: Bool[np.ndarray, " D"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +44,7 @@ class Arrays:
         features: the names of the numbers they are conditioned on; none where there are none.
         whole: the columns (or, of images, channels) of whole numbers that are to be dequantised, ``[D]`` or ``[C]``.
         levels: how many levels these have, from 0; None where that is not known.
+        seen: what the columns of `x` hold; None where that is not asked.
         rows: which rows of `x` there are, in order; None: all.
     """
 
@@ -41,6 +57,7 @@ class Arrays:
     features: tuple[str, ...] = ()
     whole: tuple[bool, ...] = ()
     levels: int | None = None
+    seen: Seen | None = None
     rows: Int64[np.ndarray, " N"] | None = None
 
     def __len__(self) -> int:
@@ -88,12 +105,13 @@ class Arrays:
         if self.columns != other.columns:
             what = f"the columns {', '.join(self.columns)} are not those of {other.origin}"
             raise DataError(what, where=self.origin, do=f"Name them as there: {', '.join(other.columns)}.")
-        if self.classes == other.classes or self.condition is None:
-            return replace(self, whole=other.whole, levels=other.levels)
+        if bool(self.classes) != bool(other.classes) or len(self.features) != len(other.features):
+            raise DataError(f"rows have other labels than those of {other.origin}", where=self.origin, do="Save both alike.")
         strange = sorted(set(self.classes) - set(other.classes))
         if strange:
             what = f"the class '{strange[0]}' is held out and never trained on"
             raise DataError(what, where=self.origin, do="Leave its rows out, or train on some of it.")
-        number = np.array([other.classes.index(name) for name in self.classes], np.int64)
-        condition = number[self.condition]
+        condition = self.condition
+        if condition is not None and self.classes:
+            condition = np.array([other.classes.index(name) for name in self.classes], np.int64)[condition]
         return replace(self, condition=condition, classes=other.classes, whole=other.whole, levels=other.levels)

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from danlu.data.arrays.checks import (
-    Place,
-    Seen,
-    classes_of,
-    labels_of,
-    levels_of,
-    look,
-    refuse_constant,
-    refuse_unknown,
-    whole_columns,
-)
+from danlu.data.arrays.checks import Place, classes_of, labels_of, look, refuse_unknown
 from danlu.data.arrays.config import ArrayConfig
-from danlu.data.arrays.rows import Arrays
+from danlu.data.arrays.rows import Arrays, Seen
 from danlu.data.chunks import first_line
 from danlu.errors import DataError
 
@@ -63,13 +52,12 @@ def read_table(path: Path, config: ArrayConfig) -> Arrays:
     seen = []
     for j, name in enumerate(taken):
         column = _numbers(table.column(name), name, place)
-        seen.append(_looked(column[:, None], [name], place, str(path)))
+        seen.append(look(column[:, None], lambda _, name=name: f"column '{name}'", place))  # type: ignore[misc]
         x[:, j] = column
-    whole = tuple(whole_columns(one, [name], config, str(path))[0] for one, name in zip(seen, taken, strict=True))
+    facts = Seen(*(np.concatenate([getattr(one, field) for one in seen]) for field in ("low", "high", "whole")))
     condition, classes = _condition(table, config.label, place, str(path))
     features = () if classes else tuple(labels)
-    levels = levels_of(config) if all(whole) else None
-    return Arrays(x, condition, "table", str(path), tuple(taken), classes, features, whole, levels)
+    return Arrays(x, condition, "table", str(path), tuple(taken), classes, features, seen=facts)
 
 
 def _condition(
@@ -93,19 +81,8 @@ def _condition(
             return classes_of(found, number, f"column '{label}'", where)
     names = [label] if isinstance(label, str) else label
     told = np.stack([_numbers(table.column(name), name, place) for name in names], 1)
-    _looked(told, names, place, where)
+    look(told, lambda j: f"column '{names[j]}'", place)
     return told.astype(np.float32), ()
-
-
-def _looked(x: np.ndarray, names: Sequence[str], place: Place, where: str) -> Seen:
-    """What columns hold, which is sound and not constant."""
-
-    def name(j: int) -> str:
-        return f"column '{names[j]}'"
-
-    seen = look(x, name, place)
-    refuse_constant(seen, name, where)
-    return seen
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
