@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from danlu.data.arrays import Arrays, ArraySource, load_arrays
+from danlu.data.arrays import Arrays, ArraySource, Facts, load_arrays
 from danlu.density import Rows
 from danlu.density_files import density_of, save_density
 from danlu.engine.device import Device
@@ -23,7 +23,8 @@ from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Recorder
 from danlu.engine.rows import RowUpdater
 from danlu.errors import RecipeError
-from danlu.parts.frame import Frame, Framed
+from danlu.parts.frame import Frame
+from danlu.parts.framed import Framed
 from danlu.reading import dump_recipe
 from danlu.recipe_density import DensityRecipe
 from danlu.registry import name_of
@@ -84,7 +85,7 @@ class DensityExperiment:
         recipe: what is to be.
         device: where.
         train: the rows that it learns from.
-        measured: the rows that it is measured on; None where none were held out.
+        measured: the rows that it is measured on.
         policy: the density, and how rows are shown to it.
         parallel: how it lies over ranks.
         began: when it was begun to be made, by `time.monotonic`.
@@ -93,7 +94,7 @@ class DensityExperiment:
     recipe: DensityRecipe
     device: Device
     train: Arrays
-    measured: Arrays | None
+    measured: Arrays
     policy: Framed
     parallel: Parallel
     began: float
@@ -119,12 +120,17 @@ class DensityExperiment:
     def close(self) -> None:
         """Nothing works in the background."""
 
+    @property
+    def facts(self) -> Facts:
+        """What its rows are."""
+        return Facts.of(self.train)
+
     def rows_facts(self) -> dict[str, Any]:
         """What it learns from, for a person."""
         return {
-            **self.train.facts.as_json(),
+            **self.facts.as_json(),
             "rows": len(self.train),
-            "held_out_rows": 0 if self.measured is None else len(self.measured),
+            "held_out_rows": len(self.measured),
             "method": name_of(type(self.recipe.method)),
         }
 
@@ -136,11 +142,8 @@ class DensityExperiment:
             what = f"{together} rows are seen together, and data.step_rows ({size}) is not a multiple of that"
             more = "" if ranks == 1 else f" times the {ranks} ranks"
             raise RecipeError(f"{what}{more}", where="data.step_rows", do=f"Set {together * ranks}, say.")
-        rounds = -(-size // (recipe.run.pack_rows * ranks))
-        blocks = size // together if together is not None else rounds * ranks
-        source = ArraySource(
-            len(self.train), step_rows=size, blocks=blocks, seed=recipe.run.seed, epochs=recipe.run.epochs
-        )
+        block = together or min(recipe.run.pack_rows, -(-size // ranks))
+        source = ArraySource(len(self.train), size, block=block, seed=recipe.run.seed, epochs=recipe.run.epochs)
         return DrawnRows(source, self.train)
 
     def updater(self) -> RowUpdater:
@@ -159,7 +162,6 @@ class DensityExperiment:
 
     def held_out(self) -> Iterator[Rows]:
         """The rows it is measured on, some at a time."""
-        assert self.measured is not None
         num = len(self.measured)
         size = self.recipe.method.together or min(self.recipe.run.pack_rows, -(-num // self.ranks.size))
         for begin in range(0, num, size):
@@ -188,7 +190,7 @@ class DensityExperiment:
             steps=self.steps,
             recorder=recorder,
             identity={"recipe": dump_recipe(recipe), "base": None, "asked": {}},
-            held_out=None if self.measured is None else self.held_out,
+            held_out=self.held_out,
             shown=lambda history: self._shown(run, history),
             stopping=stopping,
         )
@@ -202,7 +204,7 @@ class DensityExperiment:
 
         def write() -> None:
             with writing():
-                save_density(self.policy, self.recipe, self.train.facts, directory)
+                save_density(self.policy, self.recipe, self.facts, directory)
 
         self.ranks.lead(write)
 
@@ -221,8 +223,10 @@ def assemble_density(recipe: DensityRecipe, ranks: Ranks = ALONE) -> DensityExpe
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     with ranks.together():
         train, measured = load_arrays(recipe.data, recipe.run.seed)
-        frame = Frame.fitted(train, recipe.data)
-        framed = density_of(recipe, train.facts, frame)
+        frame = Frame.fitted(
+            train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed
+        )
+        framed = density_of(recipe, Facts.of(train), frame)
         parallel = Parallel() if ranks.size == 1 else Replicated(ranks)
         parallel.lay_out(framed, device.torch)
     experiment = DensityExperiment(recipe, device, train, measured, framed, parallel, began)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from danlu.data.arrays import Facts
 from danlu.density import Space
 from danlu.errors import CheckpointError
-from danlu.parts.frame import Frame, Framed
+from danlu.parts.frame import Frame
+from danlu.parts.framed import Framed
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe_density import DensityRecipe
 
@@ -31,9 +32,9 @@ def density_of(recipe: DensityRecipe, facts: Facts, frame: Frame) -> Framed:
     """
     method = recipe.method
     shape = facts.shape if method.takes_images or len(facts.shape) == 1 else (facts.size,)
-    space = Space(shape, classes=facts.classes, features=facts.features)
+    space = Space(shape, classes=len(facts.classes), features=len(facts.features))
     method.check(space)
-    return Framed(method.density(space, recipe.model, recipe.run.seed), frame, facts.shape)
+    return Framed(method.density(space, recipe.model, recipe.run.seed), frame)
 
 
 def save_density(framed: Framed, recipe: DensityRecipe, facts: Facts, directory: Path) -> None:
@@ -79,7 +80,7 @@ def read_density(path: str | Path) -> tuple[Framed, Facts]:
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
         raise CheckpointError(f"the density's files cannot be read: {error}", where=folder) from error
-    framed = density_of(recipe, facts, Frame.like(facts, recipe.data))
+    framed = density_of(recipe, facts, Frame(facts.shape, len(facts.features)))
     try:
         framed.load_state_dict(tensors)
     except RuntimeError as error:
