@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import danlu
 from danlu.engine.record import rows_of
 from danlu.errors import CheckpointError, DanluError, RecipeError, UnsupportedError
+from tests.broken_off import EndedError, Until
 
 SMALL: dict[str, tuple[str, ...]] = {
     "ppo": ("data.env=CartPole-v1", "data.num_envs=4", "run.steps=6"),
@@ -41,25 +42,6 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def weights(run: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = load_file(run / "final" / "model.safetensors")
     return found
-
-
-class EndedError(Exception):
-    """A listener that has heard enough."""
-
-
-class Until:
-    """Ends a process's work after so many updates, without a word."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def metrics(self, row: Any) -> None:
-        if row["step"] >= self._step:
-            raise EndedError
-
-    def event(self, event: Any) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize("recipe", SMALL)
