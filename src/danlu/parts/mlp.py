@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from danlu.errors import UnsupportedError
 from danlu.parts.network import MLP
 from danlu.parts.products import affine, product
 
@@ -95,12 +96,18 @@ class Networks(nn.Module):
 
     Attributes:
         theta: all weights.
+
+    Raises:
+        UnsupportedError: for an activation whose slope is not written out here.
     """
 
     def __init__(
         self, inputs: int, outputs: Sequence[int], shape: MLP, *, seed: int, gains: Sequence[float] = (), own: int = 0
     ) -> None:
         super().__init__()
+        if shape.activation not in ("tanh", "relu"):
+            what = f"networks that act are made for tanh and relu, not for {shape.activation}"
+            raise UnsupportedError(what, where="model.activation", do="Use one of these.")
         self.shape, self.outputs, self.inputs = shape, tuple(outputs), inputs
         widths = (inputs, *shape.hidden)
         num = len(outputs)

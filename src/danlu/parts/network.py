@@ -1,4 +1,4 @@
-"""What a recipe may say of a network that acts."""
+"""What a recipe may say of a network of numbers or images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from danlu.config import Config
 from danlu.errors import UnsupportedError
 from danlu.registry import export
 
-Activation = Literal["tanh", "relu"]
+Activation = Literal["tanh", "relu", "silu", "gelu", "elu"]
 """What comes between two layers."""
 
 
@@ -21,10 +21,10 @@ class MLP(Config):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Width of each hidden layer; none is a linear function."""
     activation: Activation = "tanh"
-    """What comes between two layers."""
-    initial: Literal["orthogonal", "uniform"] = "orthogonal"
+    """What comes between two layers; what acts knows `tanh` and `relu`."""
+    initial: Literal["orthogonal", "uniform", "default"] = "orthogonal"
     """Weights at the start: `orthogonal` matrices and no biases, with a policy that is nearly even-handed; or `uniform`
-    within 1 / sqrt(inputs of the layer)."""
+    within 1 / sqrt(inputs of the layer), biases too, which is torch's `default`."""
 
 
 def mlp_of(network: Config | None, default: MLP) -> MLP:
