@@ -9,15 +9,18 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from danlu.density import Density, Rows, Space
+from danlu.data.arrays import Facts
+from danlu.density import Rows
 from danlu.errors import DanluError
 from danlu.gif import write_gif
+from danlu.parts.frame import Frame
+from danlu.parts.framed import Framed
 from danlu.png import grid, png_bytes
 from danlu.random import fold
 
@@ -37,42 +40,18 @@ _STRIPS, _BETWEEN = 4, 9
 _CONDITIONS = 10
 """So many conditions, at most, are what a map adds up over."""
 _AT_ONCE = 4096
+_USUAL = 5.0
+"""Standard deviations from black to white, where levels are not known."""
 _GIF_SIDE, _GIF_SPEED = 320, 15.0
-
-
-class Framed(Protocol):
-    """A density with what stands between it and the data's units; `danlu.parts.frame.Framed`."""
-
-    @property
-    def space(self) -> Space:
-        """What a row is."""
-        ...
-
-    @property
-    def density(self) -> Density:
-        """It, as the network sees it."""
-        ...
-
-    def framed(self, rows: Rows) -> Rows:
-        """Rows of the data as the network sees them, with `log_det`."""
-        ...
-
-    def unframed(self, x: Tensor) -> Tensor:
-        """What the network sees, in the data's units."""
-        ...
-
-    def brightness(self, x: Tensor) -> Tensor:
-        """Images in the data's units from 0, black, to 1."""
-        ...
 
 
 @torch.no_grad()
 def shown(
     framed: Framed,
     held_out: Rows,
+    facts: Facts,
     *,
     seed: int,
-    columns: Sequence[str] = (),
     final: bool = False,
     folder: Path | None = None,
 ) -> dict[str, Any]:
@@ -80,9 +59,9 @@ def shown(
 
     Args:
         framed: the density.
-        held_out: rows of the data, in its own units.
+        held_out: rows of the data, in its own units, at least two.
+        facts: what they are.
         seed: samples follow from it.
-        columns: the names of a row's numbers.
         final: whether it is at its end: then a map is finer, and the way from noise to rows is there.
         folder: of the run, where that way is written as a GIF.
 
@@ -93,21 +72,21 @@ def shown(
     training, faults = density.training, list[str]()
     density.eval()
     fields: dict[str, Any] = {
-        "shape": list(framed.space.shape),
-        "classes": framed.space.classes,
-        "features": framed.space.features,
+        "shape": list(facts.shape),
+        "classes": len(facts.classes),
+        "features": len(facts.features),
         "likelihood": density.likelihood,
-        "columns": list(columns),
+        "columns": list(facts.columns),
     }
     parts: list[Callable[[], Mapping[str, Any]]] = [
         lambda: _codes(framed, _head(held_out, _INVERTED)),
         lambda: _likelihood(framed, held_out),
     ]
-    if len(framed.space.shape) == 3:
+    if len(facts.shape) == 3:
         parts.append(lambda: _images(framed, held_out, seed))
     else:
-        parts.append(lambda: _numbers(framed, held_out, seed, columns))
-        if framed.space.size == 2 and density.likelihood == "exact":
+        parts.append(lambda: _numbers(framed, held_out, seed, facts.columns))
+        if facts.size == 2 and density.likelihood == "exact":
             parts.append(lambda: {"map": _map(framed, held_out, _FINE_SIDE if final else _SIDE)})
     if final:
         parts.append(lambda: _path(framed, held_out, seed, folder))
@@ -120,13 +99,34 @@ def shown(
     return {name: value for name, value in fields.items() if value is not None} | ({"faults": faults} if faults else {})
 
 
+class _Seen(NamedTuple):
+    """Rows as the network sees them."""
+
+    x: Tensor
+    context: Tensor | None
+    log_det: Tensor
+
+
+def _seen(framed: Framed, rows: Rows) -> _Seen:
+    x, log_det = framed.frame(rows.x, rows.keys)
+    return _Seen(x.view(len(x), *framed.density.space.shape), _context(framed, rows.condition), log_det)
+
+
+def _context(framed: Framed, condition: Tensor | None) -> Tensor | None:
+    return framed.density.space.vector(framed.frame.condition(condition))
+
+
+def _unseen(framed: Framed, x: Tensor) -> Tensor:
+    """The same in the data's units."""
+    return framed.frame.inverse(x.view(len(x), *framed.frame.shape))
+
+
 def _codes(framed: Framed, rows: Rows) -> dict[str, Any]:
     """How far rows are from what their codes decode to, and how often the network is asked for that."""
-    density, seen = framed.density, framed.framed(rows)
-    context = framed.space.vector(seen.condition)
-    code = density.encode(seen.x, context)
+    density, seen = framed.density, _seen(framed, rows)
+    code = density.encode(seen.x, seen.context)
     asked = density.evaluations
-    back = density.decode(code, context)
+    back = density.decode(code, seen.context)
     return {
         "inversion_error": _finite((back - seen.x).abs().max()),
         "evaluations": {"encode": asked, "decode": density.evaluations},
@@ -135,22 +135,21 @@ def _codes(framed: Framed, rows: Rows) -> dict[str, Any]:
 
 def _likelihood(framed: Framed, held_out: Rows) -> dict[str, Any]:
     """The mean over held-out rows, of as many as there is time for."""
-    density, space = framed.density, framed.space
+    density = framed.density
     if density.likelihood == "none":
         return {}
     rows = _head(held_out, _LIKELY_SOLVED if density.evaluations > 1 else _LIKELY)
     mean = _log_prob(framed, rows).double().mean()
     fields = {"log_likelihood": _finite(mean), "log_likelihood_rows": len(rows)}
-    if len(space.shape) == 3:
-        fields["bits_per_dim"] = _finite(-mean / (space.size * math.log(2)))
+    if len(framed.frame.shape) == 3:
+        fields["bits_per_dim"] = _finite(-mean / (density.space.size * math.log(2)))
     return fields
 
 
 def _log_prob(framed: Framed, rows: Rows) -> Tensor:
     """How likely rows of the data are, in nats, in the data's units."""
-    seen = framed.framed(rows)
-    assert seen.log_det is not None
-    return framed.density.log_prob(seen.x, framed.space.vector(seen.condition)) + seen.log_det
+    seen = _seen(framed, rows)
+    return framed.density.log_prob(seen.x, seen.context) + seen.log_det
 
 
 def _sampled(framed: Framed, held_out: Rows, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -158,22 +157,22 @@ def _sampled(framed: Framed, held_out: Rows, num: int, seed: int) -> tuple[Tenso
     place = torch.arange(num)
     condition = None if held_out.condition is None else held_out.condition[place % len(held_out)]
     keys = Rows.of(held_out.x.new_zeros(num), None, place).keyed(fold(seed, "shown")).keys
-    return framed.density.noise(keys), framed.space.vector(condition)
+    return framed.density.noise(keys), _context(framed, condition)
 
 
 def _samples(framed: Framed, held_out: Rows, num: int, seed: int) -> Tensor:
     noise, context = _sampled(framed, held_out, num, seed)
-    return framed.unframed(framed.density.decode(noise, context))
+    return _unseen(framed, framed.density.decode(noise, context))
 
 
 def _numbers(framed: Framed, held_out: Rows, seed: int, columns: Sequence[str]) -> dict[str, Any]:
     """Points of two numbers as they are; more of them from where they are widest, and each column's histogram."""
-    data = _array(_head(held_out, SAMPLES).x).reshape(-1, framed.space.size)
-    samples = _array(_samples(framed, held_out, SAMPLES, seed)).reshape(-1, framed.space.size)
-    if framed.space.size == 2:
+    data = _array(_head(held_out, SAMPLES).x).reshape(-1, framed.density.space.size)
+    samples = _array(_samples(framed, held_out, SAMPLES, seed)).reshape(-1, framed.density.space.size)
+    if framed.density.space.size == 2:
         return {"cloud": {"data": _points(data), "samples": _points(samples)}}
     fields: dict[str, Any] = {"histograms": _histograms(data, samples, columns)}
-    if framed.space.size > 2 and len(data) > 2:
+    if framed.density.space.size > 2 and len(data) > 2:
         mean, deviation = data.mean(0), data.std(0) + 1e-12
         _, widths, directions = np.linalg.svd((data - mean) / deviation, full_matrices=False)
         across = directions[:2].T / deviation[:, None]
@@ -249,15 +248,16 @@ def _between(framed: Framed, held_out: Rows) -> Tensor:
     Codes are turned into each other (White, 2016, https://arxiv.org/abs/1609.04468): on the straight way they would be
     shorter than noise ever is.
     """
-    seen = framed.framed(_head(held_out, _INVERTED))
-    first = list(range(min(_STRIPS, len(seen))))
-    last = [_partner(seen, row) for row in first]
-    context = framed.space.vector(None if seen.condition is None else seen.condition[first])
+    rows = _head(held_out, _INVERTED)
+    first = list(range(min(_STRIPS, len(rows))))
+    last = [_partner(rows, row) for row in first]
+    seen = _seen(framed, rows)
+    context = None if seen.context is None else seen.context[first]
     a, b = (framed.density.encode(seen.x[ends], context) for ends in (first, last))
     parts = torch.linspace(0, 1, _BETWEEN, device=a.device)
     codes = torch.stack([_turned(a, b, part) for part in parts], 1).flatten(0, 1)
     told = None if context is None else context.repeat_interleave(_BETWEEN, 0)
-    return framed.unframed(framed.density.decode(codes, told))
+    return _unseen(framed, framed.density.decode(codes, told))
 
 
 def _partner(rows: Rows, row: int) -> int:
@@ -278,15 +278,15 @@ def _turned(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
 
 def _path(framed: Framed, held_out: Rows, seed: int, folder: Path | None) -> dict[str, Any]:
     """The way from noise to rows, in the data's units; for more numbers than two nothing of it can be seen."""
-    images = len(framed.space.shape) == 3
-    if not images and framed.space.size != 2:
+    images = len(framed.frame.shape) == 3
+    if not images and framed.density.space.size != 2:
         return {}
     noise, context = _sampled(framed, held_out, _PICTURES if images else WAYFARERS, seed)
     stages = framed.density.path(noise, context)
     kept = sorted({round(i * (len(stages) - 1) / (FRAMES - 1)) for i in range(FRAMES)})
-    seen = [framed.unframed(stages[i]) for i in kept]
+    seen = [_unseen(framed, stages[i]) for i in kept]
     if images:
-        pictures = [grid(_array(framed.brightness(x)), _ACROSS) for x in seen]
+        pictures = [grid(_array(brightness(framed.frame, x)), _ACROSS) for x in seen]
         way: dict[str, Any] = {"pictures": [_text(picture) for picture in pictures]}
         frames = [np.stack([p] * 3, -1) if p.ndim == 2 else p for p in pictures]
     else:
@@ -298,6 +298,19 @@ def _path(framed: Framed, held_out: Rows, seed: int, folder: Path | None) -> dic
         write_gif(folder / "path.gif", [_enlarged(frame) for frame in frames], min(_GIF_SPEED, max(4, len(kept) / 2)))
         fields["gif"] = "path.gif"
     return fields
+
+
+def brightness(frame: Frame, images: Tensor) -> Tensor:
+    """Images in the data's units from 0, black, to 1: by their levels, or else by how bright they usually are.
+
+    Args:
+        frame: of the data.
+        images: ``[N, C, H, W]``.
+    """
+    levels = float(frame.levels)
+    if levels > 1:
+        return images / (levels - 1)
+    return (images - frame.shift) / frame.scale / _USUAL + 0.5
 
 
 def _drawn(clouds: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -333,7 +346,7 @@ def _piece(rows: Rows, start: int, num: int = _AT_ONCE) -> Rows:
 
 
 def _picture(framed: Framed, images: Tensor, columns: int) -> str:
-    return _text(grid(_array(framed.brightness(images)), columns))
+    return _text(grid(_array(brightness(framed.frame, images)), columns))
 
 
 def _text(picture: np.ndarray) -> str:

@@ -11,8 +11,9 @@ import torch
 from danlu.data.arrays import Facts
 from danlu.density_files import is_density as lies_at
 from danlu.density_files import read_density
+from danlu.density_shown import brightness
 from danlu.errors import RecipeError, RunError, did_you_mean
-from danlu.parts.frame import Framed
+from danlu.parts.framed import Framed
 from danlu.png import grid, png_bytes
 
 _ACROSS = 10
@@ -63,7 +64,7 @@ def sample_to(
     write = _writer(place, facts)
     given = conditions_of(facts, num, of_class, condition)
     told = None if given is None else torch.from_numpy(given)
-    rows = np.asarray(framed.sample(num, told, seed=seed))
+    rows = framed.sample(num, told, seed=seed).numpy()
     try:
         write(place, Made(rows, given, framed, facts))
     except OSError as error:
@@ -91,14 +92,14 @@ class Made:
         named = self.facts.columns or tuple(f"f{i}" for i in range(flat.shape[1]))
         table = dict(zip(named, flat.T, strict=True))
         if self.given is not None and self.facts.classes:
-            table["class"] = np.asarray(self.facts.class_names)[self.given]
+            table["class"] = np.asarray(self.facts.classes)[self.given]
         elif self.given is not None:
-            table |= dict(zip(self.facts.feature_names, self.given.T, strict=True))
+            table |= dict(zip(self.facts.features, self.given.T, strict=True))
         return table
 
     def brightness(self) -> np.ndarray:
         """Images from 0 to 1, ``[N, C, H, W]``."""
-        return self.framed.brightness(torch.from_numpy(self.rows)).numpy()
+        return brightness(self.framed.frame, torch.from_numpy(self.rows)).numpy()
 
 
 def conditions_of(facts: Facts, num: int, of_class: str | None, condition: str | None) -> np.ndarray | None:
@@ -116,15 +117,15 @@ def conditions_of(facts: Facts, num: int, of_class: str | None, condition: str |
     if not facts.classes:
         return None
     if of_class is None:
-        return np.arange(num) % facts.classes
-    if of_class not in facts.class_names:
-        known = list(facts.class_names)
+        return np.arange(num) % len(facts.classes)
+    if of_class not in facts.classes:
+        known = list(facts.classes)
         raise RecipeError(f"no class is called '{of_class}'", where="--class", do=did_you_mean(of_class, known))
-    return np.full(num, facts.class_names.index(of_class))
+    return np.full(num, facts.classes.index(of_class))
 
 
 def _numbers(condition: str | None, facts: Facts) -> np.ndarray:
-    names = ", ".join(facts.feature_names)
+    names = ", ".join(facts.features)
     if condition is None:
         what = f"this density is given numbers ({names}), and none are told"
         raise RecipeError(what, where="--condition", do="Give them with commas between: --condition 0.5,2.")
@@ -132,8 +133,8 @@ def _numbers(condition: str | None, facts: Facts) -> np.ndarray:
         numbers = np.array([float(word) for word in condition.split(",")], np.float32)
     except ValueError:
         raise RecipeError(f"'{condition}' is not numbers with commas between", where="--condition") from None
-    if len(numbers) != facts.features or not np.isfinite(numbers).all():
-        what = f"{len(numbers)} numbers are told, and this density is given {facts.features}, finite ones"
+    if len(numbers) != len(facts.features) or not np.isfinite(numbers).all():
+        what = f"{len(numbers)} numbers are told, and this density is given {len(facts.features)}, finite ones"
         raise RecipeError(what, where="--condition", do=f"Give these: {names}.")
     return numbers
 
