@@ -15,6 +15,7 @@ import torch
 from danlu.data.arrays import Arrays, ArraySource, Facts, load_arrays
 from danlu.density import Rows
 from danlu.density_files import density_of, save_density
+from danlu.density_shown import shown
 from danlu.engine.device import Device
 from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
@@ -30,6 +31,8 @@ from danlu.recipe_density import DensityRecipe
 from danlu.registry import name_of
 from danlu.turning import Shown, loop_over
 
+_SHOWN = 2000
+"""Held-out rows that are looked at, at most."""
 _MEASUREMENTS = 10
 """In a run, where it is not said otherwise."""
 
@@ -196,7 +199,14 @@ class DensityExperiment:
         )
 
     def _shown(self, run: Path, history: History) -> Shown:
-        return ()
+        """What there is to see of it; the first rank looks."""
+        if self.measured is None or self.ranks.rank:
+            return
+        rows = rows_of(self.measured, np.arange(min(len(self.measured), _SHOWN)))
+        final = history.progress.step >= self.steps
+        where = self.device.torch
+        seed = self.recipe.run.seed
+        yield "density", shown(self.policy, rows.to(where), self.facts, seed=seed, final=final, folder=run)
 
     def export(self, directory: Path, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Write the density: its tensors, and what it is made from; the first rank does."""

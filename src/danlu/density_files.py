@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -62,8 +63,12 @@ def load_density(path: str | Path) -> Framed:
     return read_density(path)[0]
 
 
-def read_density(path: str | Path) -> tuple[Framed, Facts]:
+def read_density(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Framed, Facts]:
     """The same, with what its rows are.
+
+    Args:
+        path: see `load_density`.
+        overrides: fields of its method that are to be others than it was trained by, as "method.steps=10".
 
     Raises:
         CheckpointError: see `load_density`.
@@ -75,7 +80,7 @@ def read_density(path: str | Path) -> tuple[Framed, Facts]:
         raise CheckpointError(f"there is no density here ({_CONFIG})", where=path, do=do)
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        recipe, facts = read_recipe(config["recipe"]), Facts.from_json(config["rows"])
+        recipe, facts = read_recipe(config["recipe"], overrides), Facts.from_json(config["rows"])
         assert isinstance(recipe, DensityRecipe)
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
