@@ -131,7 +131,10 @@ class DensityExperiment:
     def rows_facts(self) -> dict[str, Any]:
         """What it learns from, for a person."""
         return {
-            **self.facts.as_json(),
+            "shape": list(self.facts.shape),
+            "origin": self.facts.origin,
+            "classes": len(self.facts.classes),
+            "features": len(self.facts.features),
             "rows": len(self.train),
             "held_out_rows": len(self.measured),
             "method": name_of(type(self.recipe.method)),
