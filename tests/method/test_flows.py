@@ -15,6 +15,7 @@ from danlu.density import Rows, Space
 from danlu.errors import UnsupportedError
 from danlu.parts.flow import Chain, Flow
 from danlu.parts.network import MLP
+from danlu.parts.spline import RationalQuadratic
 from danlu.registry import lookup
 from densities import SMALL, context_of, disturbed, gradients, mass, rows_of, volumes
 
@@ -32,22 +33,28 @@ def flow_of(name: str, space: Space, network: MLP | None = SMALL, seed: int = 0,
     return flow
 
 
+def whole(flow: Flow, context: Tensor | None = None) -> float:
+    """The integral of its density; the logistic prior's tails are long, and a spline has corners in its slope."""
+    spline = isinstance(flow, Chain) and isinstance(flow.bijection, RationalQuadratic)
+    reach, points = (8.0, 401) if spline else (30.0, 601)
+    return mass(
+        lambda x: flow.log_prob(x, None if context is None else context.expand(len(x), -1)), reach=reach, points=points
+    )
+
+
 @pytest.mark.parametrize(("name", "fields"), VARIANTS)
 def test_all_mass_is_there(name: str, fields: dict[str, Any]) -> None:
-    flow = disturbed(flow_of(name, Space((2,)), **fields), scale=0.2)
-    assert mass(flow.log_prob, reach=40.0, points=801) == pytest.approx(1.0, abs=2e-3)
+    assert whole(disturbed(flow_of(name, Space((2,)), **fields), scale=0.15)) == pytest.approx(1.0, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("space", [Space((2,), classes=2), Space((2,), features=1)])
 def test_all_mass_is_there_under_each_condition(name: str, space: Space) -> None:
-    flow = disturbed(flow_of(name, space), scale=0.2)
+    flow = disturbed(flow_of(name, space), scale=0.15)
     for condition in ([0], [1]):
         told = space.vector(torch.tensor(condition) if space.classes else torch.tensor([condition]).double())
         assert told is not None
-        context = told.double()
-        total = mass(lambda x, c=context: flow.log_prob(x, c.expand(len(x), -1)), reach=40.0, points=801)
-        assert total == pytest.approx(1.0, abs=2e-3)
+        assert whole(flow, told.double()) == pytest.approx(1.0, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -105,7 +112,7 @@ def test_no_rows_are_nothing(name: str) -> None:
     flow = method.density(Space((4,), classes=2), SMALL, 0)
     nothing = replace(rows_of(flow.space, 0), x=torch.zeros(0, 4))
     outcome = method.fit(flow, nothing)
-    assert float(outcome.losses["nll"]) == 0.0
+    assert float(outcome.losses["nll"].detach()) == 0.0
     assert not any(gradient.any() for gradient in gradients(flow, outcome.losses["nll"]).values())
     context = context_of(flow.space, nothing)
     with torch.no_grad():
@@ -172,7 +179,7 @@ def test_of_gaussian_rows_the_entropy_is_reached(name: str) -> None:
         nll = -float(flow.log_prob(fresh).mean())
         made = flow.decode(flow.noise(Rows.of(fresh, None, torch.arange(20000)).keys))
     assert entropy - 0.03 < nll < entropy + 0.05
-    torch.testing.assert_close(made.T.cov(), factor @ factor.T, rtol=0, atol=0.12)
+    torch.testing.assert_close(made.T.cov(), factor @ factor.T, rtol=0, atol=0.15)
 
 
 def test_a_chain_is_one_operation_only_where_gradients_are_taken() -> None:
