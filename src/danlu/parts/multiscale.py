@@ -96,7 +96,8 @@ class ChannelCoupling(nn.Module):
     def inverse(self, y: Float[Tensor, "N C H W"], context: Tensor | None) -> Float[Tensor, "N C H W"]:
         """What becomes these images."""
         held, moved = y.chunk(2, 1)[:: -1 if self.odd else 1]
-        return self._joined(held, self.affine.inverse(moved, self.network(held, context)))
+        a, t = self.network(held, context).chunk(2, 1)
+        return self._joined(held, (moved - t) * (-self.affine.log_slope(a)).exp())
 
     def _joined(self, held: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([moved, held] if self.odd else [held, moved], 1)
@@ -144,6 +145,11 @@ class MultiScale(Flow):
     def forward(self, x: Float[Tensor, "N C H W"], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Flow`."""
         return self._down(0, x, context)
+
+    def log_prob(self, x: Float[Tensor, "N C H W"], context: Tensor | None = None) -> Float[Tensor, " N"]:
+        """See `Density`: exact."""
+        z, log_det = self(x, context)
+        return self.prior.log_prob(z.flatten(1)) + log_det
 
     def _down(self, scale: int, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))
