@@ -199,6 +199,7 @@ class DensityExperiment:
             held_out=self.held_out,
             shown=lambda history: self._shown(run, history),
             stopping=stopping,
+            again=True,
         )
 
     def _shown(self, run: Path, history: History) -> Shown:
@@ -236,9 +237,7 @@ def assemble_density(recipe: DensityRecipe, ranks: Ranks = ALONE) -> DensityExpe
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     with ranks.together():
         train, measured = load_arrays(recipe.data, recipe.run.seed)
-        frame = Frame.fitted(
-            train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed
-        )
+        frame = Frame.fitted(train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed)
         framed = density_of(recipe, Facts.of(train), frame)
         parallel = Parallel() if ranks.size == 1 else Replicated(ranks)
         parallel.lay_out(framed, device.torch)
