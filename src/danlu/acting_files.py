@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from danlu.acting import Agent, Spaces
+from danlu.acting import Agent
 from danlu.errors import CheckpointError
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe_acting import ActingRecipe
+from danlu.spaces import Spaces
 from danlu.world.environments import Environments
 from danlu.world.normalizing import Statistics
 

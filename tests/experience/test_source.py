@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from danlu.acting import Agent, Choice, Spaces
+from danlu.acting import Agent, Choice
 from danlu.errors import UnsupportedError
 from danlu.experience.source import Acted
+from danlu.spaces import Spaces
 from danlu.world.environments import Environments
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from gymnasium.spaces import Discrete
 
-from danlu.acting import Spaces, Steps
+from danlu.acting import Steps
 from danlu.method.qac import QAC
 from danlu.method.reinforce import Reinforce
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 
 STATES, ACTIONS, HORIZON, GAMMA = 3, 2, 4, 1.0
 MOVES = np.array([[1, 2], [0, 2], [2, 0]])

@@ -10,12 +10,13 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from pydantic import ValidationError
 
-from danlu.acting import Spaces, Steps, Turn
+from danlu.acting import Steps, Turn
 from danlu.errors import UnsupportedError
 from danlu.method.ddpg import DDPG, DeterministicAgent
 from danlu.method.dqn import DQN, QAgent
 from danlu.method.td_neural import TDNeural
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 from playing import Played
 
 STATES = Discrete(3)

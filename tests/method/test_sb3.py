@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from danlu.acting import Spaces
 from danlu.method.a2c import A2C
 from danlu.method.advantages import OnPolicy
 from danlu.method.descent import step
 from danlu.method.ppo import PPO
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

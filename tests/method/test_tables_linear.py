@@ -7,7 +7,6 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from danlu.acting import Spaces
 from danlu.errors import UnsupportedError
 from danlu.method.exploring import Exploring
 from danlu.method.features import FeatureMap, Features
@@ -16,6 +15,7 @@ from danlu.method.sarsa_linear import SarsaLinear
 from danlu.method.step_size import StepSize
 from danlu.method.td0 import TD0
 from danlu.method.td_linear import TDLinear
+from danlu.spaces import Spaces
 from experience_of import ExperienceOf, book_grid, corridor, some_world
 from method.turns import taught
 

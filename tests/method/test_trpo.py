@@ -7,12 +7,13 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from danlu.acting import Spaces, Turn
+from danlu.acting import Turn
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.trpo import TRPO, Region, conjugate_gradient
 from danlu.parts.actor_critic import SeparateActorCritic
 from danlu.parts.distributions import Categorical
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 from playing import Played
 
 F = 4

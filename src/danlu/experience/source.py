@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danlu.acting import Agent, Replay, Spaces, Steps, World
+from danlu.acting import Agent, Replay, Steps, World
 from danlu.errors import RunError, UnsupportedError
 from danlu.experience.replay import Ring
 from danlu.random import fold
+from danlu.spaces import Spaces
 from danlu.world.environments import Environments
 from danlu.world.finite import start_at, world_of
 from danlu.world.making import Made, make

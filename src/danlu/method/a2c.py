@@ -22,13 +22,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
+from danlu.acting import ActingMethod, Agent, Experience, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "a2c", source="Mnih et al., 2016, https://arxiv.org/abs/1602.01783")

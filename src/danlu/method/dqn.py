@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Spaces, Steps, Turn
+from danlu.acting import ActingMethod, Agent, Choice, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.chance import even_actions
@@ -31,6 +31,7 @@ from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP, mlp_of
 from danlu.random import fold
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class QAgent(Agent):

@@ -12,11 +12,12 @@ References:
 
 from __future__ import annotations
 
-from danlu.acting import Experience, Spaces, Turn
+from danlu.acting import Experience, Turn
 from danlu.config import Config
 from danlu.method.monte_carlo import EpisodeByEpisode, Outcomes
 from danlu.method.tables import ActionTable
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export(

@@ -23,13 +23,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Spaces, Steps, Turn
+from danlu.acting import ActingMethod, Agent, Choice, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.distributions import Categorical
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class OffPolicyAgent(ActorCritic):

@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import Agent, Experience, Spaces, Turn
+from danlu.acting import Agent, Experience, Turn
 from danlu.config import Config
 from danlu.method.bellman import Bellman, change, greedy
 from danlu.method.tables import FiniteMethod, PlanningTable
+from danlu.spaces import Spaces
 
 _SLACK = 1e-10
 """Two actions are equally good that differ by less, of the largest value: rounding must not change a policy."""

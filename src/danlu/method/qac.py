@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Steps, Turn
+from danlu.acting import ActingMethod, Agent, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.advantages import standardised
 from danlu.method.descent import descend
@@ -36,6 +36,7 @@ from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP, mlp_of
 from danlu.random import fold
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class QActorCritic(StochasticAgent):

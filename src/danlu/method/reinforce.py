@@ -24,13 +24,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Steps, Turn
+from danlu.acting import ActingMethod, Agent, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.advantages import advantages_of, standardised
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "reinforce", source="Williams, 1992, https://doi.org/10.1007/BF00992696")

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Level, Spaces, Steps, Turn
+from danlu.acting import ActingMethod, Agent, Experience, Level, Steps, Turn
 from danlu.config import Config
 from danlu.method.exploring import Exploring
 from danlu.method.features import Features
@@ -29,6 +29,7 @@ from danlu.method.linear import LinearActionValue, Weighing
 from danlu.method.step_size import StepSize
 from danlu.method.temporal import with_next
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class Seen(NamedTuple):

@@ -13,9 +13,10 @@ from gymnasium.spaces import Discrete
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from danlu.acting import ActingMethod, Agent, Choice, Goal, Level, Spaces, World
+from danlu.acting import ActingMethod, Agent, Choice, Goal, Level, World
 from danlu.errors import UnsupportedError
 from danlu.method.bellman import Bellman
+from danlu.spaces import Spaces
 
 
 def table(*shape: int) -> nn.Parameter:

@@ -25,7 +25,7 @@ from gymnasium.spaces import Discrete
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Goal, Level, Spaces, Steps, Turn
+from danlu.acting import ActingMethod, Agent, Experience, Goal, Level, Steps, Turn
 from danlu.config import Config
 from danlu.errors import UnsupportedError
 from danlu.method.features import Features
@@ -33,6 +33,7 @@ from danlu.method.linear import LinearValue, Weighing
 from danlu.method.step_size import StepSize
 from danlu.method.tables import fixed_policy
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "td_linear", source="Tsitsiklis and Van Roy, 1997, https://doi.org/10.1109/9.580874")

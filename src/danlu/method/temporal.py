@@ -12,11 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import Agent, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.exploring import Exploring
 from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable, FiniteMethod, TableAgent
+from danlu.spaces import Spaces
 
 
 class Transition(NamedTuple):

@@ -24,13 +24,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
+from danlu.acting import ActingMethod, Agent, Experience, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import SeparateActorCritic
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 _SOLVED = 1e-10
 """The squared residual at which a linear system counts as solved."""

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.spaces import Box
 
-from danlu.acting import Spaces
 from danlu.errors import CheckpointError, RecipeError
 from danlu.random import fold
+from danlu.spaces import Spaces
 from danlu.world.checks import Actions, Stacked
 from danlu.world.history import History, from_text, to_text
 from danlu.world.making import make
