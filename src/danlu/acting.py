@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from danlu.config import Config
@@ -230,6 +231,16 @@ class ActingMethod(Method, ABC):
         """See the class."""
         return 0
 
+    @property
+    def discount(self) -> float | None:
+        """What a reward one step later is worth; None where it has no use for rewards."""
+        return None
+
+    @property
+    def root(self) -> float | None:
+        """The number that is looked for (its first component), where that is known; None where a policy is."""
+        return None
+
     @abstractmethod
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> Agent:
         """The agent at its start.
@@ -263,3 +274,15 @@ class ActingMethod(Method, ABC):
         if not isinstance(spaces.observation, Box | Discrete | MultiBinary | MultiDiscrete):
             what = f"observations are {type(spaces.observation).__name__}, which no network here takes"
             raise UnsupportedError(what, where="data.env")
+
+
+class Discounting(ActingMethod):
+    """A method to which a reward is worth less the later it comes."""
+
+    gamma: float = Field(0.99, ge=0, le=1)
+    """What a reward one step later is worth."""
+
+    @property
+    def discount(self) -> float:
+        """See `ActingMethod`."""
+        return self.gamma

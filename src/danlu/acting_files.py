@@ -53,7 +53,7 @@ def environments_of(
         workers=0 if like is not None else data.workers,
         normalize_observations=data.normalize_observations,
         normalize_rewards=data.normalize_rewards,
-        gamma=getattr(recipe.method, "gamma", None),
+        gamma=recipe.method.discount,
         time_limit=data.time_limit if time_limit is None else time_limit,
         statistics=None if like is None else like.statistics,
     )

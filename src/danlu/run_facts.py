@@ -104,8 +104,8 @@ def data_facts(experiment: Experiment | ActingExperiment) -> tuple[str, dict[str
 def _world_facts(experiment: ActingExperiment) -> dict[str, Any]:
     data, environments = experiment.recipe.data, experiment.environments
     if environments is None or data.env is None:
-        root = getattr(experiment.recipe.method, "sought", None)
-        return {"env": None, **({} if root is None else {"root": float(root()[0])})}
+        root = experiment.recipe.method.root
+        return {"env": None, **({} if root is None else {"root": root})}
     spaces = environments.spaces
     return {
         "env": data.env,

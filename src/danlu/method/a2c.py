@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Turn
+from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.descent import step
@@ -33,7 +33,7 @@ from danlu.spaces import Spaces
 
 
 @export("method", "a2c", source="Mnih et al., 2016, https://arxiv.org/abs/1602.01783")
-class A2C(ActingMethod):
+class A2C(Discounting):
     """Advantage actor-critic: the policy gradient weighed by how much better than expected it went."""
 
     mechanism: ClassVar[str] = "actor-critic"
@@ -42,8 +42,6 @@ class A2C(ActingMethod):
     """Steps of every environment that an update is made of."""
     updates: int = Field(1, ge=1)
     """Updates in a turn, each of steps of its own: for turns that are worth recording."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     gae_lambda: float = Field(1.0, ge=0, le=1)
     """How much of what lies further off is believed rather than the critic: 1 is the n-step return, 0 one step."""
     value_weight: float = Field(0.5, ge=0)

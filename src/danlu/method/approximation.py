@@ -95,6 +95,11 @@ class Approximation(ActingMethod):
         error = float(np.linalg.norm(w - self.sought()))
         return {"loss": error * error / 2, "iterate": float(w[0]), "error": error, "step_size": size}
 
+    @property
+    def root(self) -> float:
+        """See `ActingMethod`."""
+        return float(self.sought()[0])
+
     @abstractmethod
     def first(self) -> list[float]:
         """The first guess, D numbers."""

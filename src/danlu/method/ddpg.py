@@ -22,7 +22,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Steps, Turn
+from danlu.acting import Agent, Choice, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.chance import even_actions, require_bounds
@@ -102,7 +102,7 @@ def q(critic: Networks, x: Float[Tensor, "B F"], a: Float[Tensor, "B A"], *, fro
 
 
 @export("method", "ddpg", source="Lillicrap et al., 2015, https://arxiv.org/abs/1509.02971")
-class DDPG(ActingMethod):
+class DDPG(Discounting):
     """Deep deterministic policy gradient: actions climb the gradient of a learned action value."""
 
     mechanism: ClassVar[str] = "policy gradient"
@@ -118,8 +118,6 @@ class DDPG(ActingMethod):
     """Steps that are remembered."""
     start: int = Field(10_000, ge=1)
     """Steps that are taken, their actions chosen evenly, before the first update."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     tau: float = Field(0.005, gt=0, le=1)
     """The share of the way to its network that a target goes at each update."""
     noise: float = Field(0.1, ge=0)

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Steps, Turn
+from danlu.acting import Agent, Choice, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.chance import even_actions
@@ -73,7 +73,7 @@ class QAgent(Agent):
 
 
 @export("method", "dqn", source="Mnih et al., 2015, https://doi.org/10.1038/nature14236")
-class DQN(ActingMethod):
+class DQN(Discounting):
     """Deep Q-network: Q-learning with a network, a memory of steps and a target that stands still."""
 
     mechanism: ClassVar[str] = "Q-learning"
@@ -89,8 +89,6 @@ class DQN(ActingMethod):
     """Steps that are remembered."""
     start: int = Field(100, ge=1)
     """Steps that are taken before the first update."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     target_every: int = Field(2500, ge=1)
     """Updates after which the target becomes the network."""
     double: bool = False

@@ -71,8 +71,6 @@ class MonteCarlo(FiniteMethod):
 
     mechanism: ClassVar[str] = "Monte Carlo"
 
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
     longest: int = Field(100, ge=1)
     """Steps after which an episode is cut short; rewards beyond are worth gamma^longest of themselves."""
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Steps, Turn
+from danlu.acting import Agent, Choice, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import ActorCritic
@@ -65,7 +65,7 @@ class OffPolicyAgent(ActorCritic):
 
 
 @export("method", "off_policy_ac", source="Degris, White and Sutton, 2012, https://arxiv.org/abs/1205.4839")
-class OffPolicyAC(ActingMethod):
+class OffPolicyAC(Discounting):
     """Off-policy actor-critic: one policy explores, another learns from it by importance weights."""
 
     mechanism: ClassVar[str] = "actor-critic"
@@ -74,8 +74,6 @@ class OffPolicyAC(ActingMethod):
     """Steps of every environment that a turn is made of."""
     updates: int = Field(4, ge=1)
     """Updates that are made of them."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     epsilon: float = Field(0.2, ge=0, le=1)
     """The share of actions that the behaviour chooses evenly; of numbers, how much wider it is than the policy."""
     max_weight: float = Field(5.0, gt=0)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from danlu.acting import Agent, Experience, Turn
@@ -29,9 +28,6 @@ class Planning(FiniteMethod):
     """
 
     mechanism: ClassVar[str] = "dynamic programming"
-
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> PlanningTable:
         """See `ActingMethod`; all values are 0, and every state's action is the first."""

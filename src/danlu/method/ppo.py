@@ -24,7 +24,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Turn
+from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.descent import step
@@ -35,7 +35,7 @@ from danlu.spaces import Spaces
 
 
 @export("method", "ppo", source="Schulman et al., 2017, https://arxiv.org/abs/1707.06347")
-class PPO(ActingMethod):
+class PPO(Discounting):
     """Proximal policy optimisation: a surrogate that gains nothing from going far from the policy that acted."""
 
     mechanism: ClassVar[str] = "policy gradient"
@@ -46,8 +46,6 @@ class PPO(ActingMethod):
     """Steps, of all environments together, that one update is made of."""
     epochs: int = Field(10, ge=1)
     """How often a turn goes over its steps."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """How much of what lies further off is believed rather than the critic: 1 is the whole return, 0 one step."""
     clip_range: float = Field(0.2, gt=0)

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Steps, Turn
+from danlu.acting import Agent, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.advantages import standardised
 from danlu.method.descent import descend
@@ -89,15 +89,13 @@ class QActorCritic(StochasticAgent):
 
 
 @export("method", "qac", source="Sutton et al., 1999, https://papers.nips.cc/paper/1713")
-class QAC(ActingMethod):
+class QAC(Discounting):
     """Q actor-critic: the policy gradient weighed by learned action values."""
 
     mechanism: ClassVar[str] = "actor-critic"
 
     num_steps: int = Field(8, ge=1)
     """Steps of every environment that an update is made of."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     baseline: bool = True
     """Take off the action values what is expected of an observation."""
     standardise: bool = True

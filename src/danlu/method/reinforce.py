@@ -24,7 +24,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Steps, Turn
+from danlu.acting import Agent, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.advantages import advantages_of, standardised
 from danlu.method.descent import descend
@@ -35,7 +35,7 @@ from danlu.spaces import Spaces
 
 
 @export("method", "reinforce", source="Williams, 1992, https://doi.org/10.1007/BF00992696")
-class Reinforce(ActingMethod):
+class Reinforce(Discounting):
     """REINFORCE: actions become likelier the more their episode came to after them."""
 
     mechanism: ClassVar[str] = "policy gradient"
@@ -44,8 +44,6 @@ class Reinforce(ActingMethod):
     """Whole episodes that an update is made of."""
     longest: int = Field(1000, ge=1)
     """Steps after which an episode is cut."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     baseline: Literal["none", "mean", "value"] = "value"
     """What is taken off the returns: nothing, their mean over the update, or a learned value."""
     standardise: bool = True

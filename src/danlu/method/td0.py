@@ -35,8 +35,6 @@ class TD0(FiniteMethod):
     goal: ClassVar[Goal] = "prediction"
     mechanism: ClassVar[str] = "temporal difference"
 
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
     policy: tuple[int, ...] = ()
     """The policy's action in each state, counted from 0; empty for all actions alike."""
     epsilon: float = Field(0.0, ge=0, le=1)

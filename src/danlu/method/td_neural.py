@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Goal, Steps, Turn
+from danlu.acting import Agent, Choice, Discounting, Experience, Goal, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.chance import even_actions, require_bounds
@@ -55,7 +55,7 @@ class Predictor(Agent):
 
 
 @export("method", "td_neural", source="Sutton, 1988, https://doi.org/10.1007/BF00115009")
-class TDNeural(ActingMethod):
+class TDNeural(Discounting):
     """TD(0) prediction with a network: what comes of choosing evenly, from one step to the next."""
 
     mechanism: ClassVar[str] = "temporal difference"
@@ -63,8 +63,6 @@ class TDNeural(ActingMethod):
 
     num_steps: int = Field(32, ge=1)
     """Steps of every environment that an update is made of."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     clip_norm: float | None = Field(None, gt=0)
     """The gradient is scaled down to this norm when it is longer; null never does."""
 

@@ -93,8 +93,6 @@ class TemporalDifference(FiniteMethod):
 
     mechanism: ClassVar[str] = "temporal difference"
 
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
     step_size: StepSize = StepSize(start=0.1)
     """How far an entry moves at its k-th visit."""
     epsilon: Exploring = Exploring()

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Turn
+from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.descent import descend
@@ -38,15 +38,13 @@ _SOLVED = 1e-10
 
 
 @export("method", "trpo", source="Schulman et al., 2015, https://arxiv.org/abs/1502.05477")
-class TRPO(ActingMethod):
+class TRPO(Discounting):
     """Trust region policy optimisation: natural-gradient steps that never go further than a bound in KL divergence."""
 
     mechanism: ClassVar[str] = "policy gradient"
 
     num_steps: int = Field(2048, ge=1)
     """Steps of every environment that a turn is made of."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """How much of what lies further off is believed rather than the critic: 1 is the whole return, 0 one step."""
     target_kl: float = Field(0.01, gt=0)
