@@ -191,12 +191,16 @@ class Turn:
         share: of the run that is done, 0 to 1.
         optimizer: moves the agent's parameters; those without a gradient (`.grad` is None) stay.
         seed: of this turn.
+        clip_norm: a gradient is scaled down to this norm when it is longer; None never does.
+        norms: those of the turn's gradients so far, before that.
     """
 
     number: int
     share: float
     optimizer: torch.optim.Optimizer
     seed: int
+    clip_norm: float | None = None
+    norms: list[float] = field(default_factory=list)
 
     def torch_chance(self) -> torch.Generator:
         """Chance that is the turn's own, whatever was drawn before."""

@@ -9,6 +9,7 @@ import torch
 from danlu.acting import ActingMethod, Agent, Turn
 from danlu.method.a2c import A2C
 from danlu.method.ddpg import DDPG
+from danlu.method.descent import descend
 from danlu.method.dqn import DQN
 from danlu.method.off_policy_ac import OffPolicyAC
 from danlu.method.ppo import PPO
@@ -50,7 +51,7 @@ def turns(method: ActingMethod, env: str, num: int = 3) -> tuple[torch.Tensor, t
     before = torch.cat([p.detach().flatten() for p in weights])
     losses = []
     for number in range(num):
-        said = method.learn(agent, played, Turn(number, number / num, optimizer, seed=number))
+        said = method.learn(agent, played, Turn(number, number / num, optimizer, seed=number, clip_norm=0.5))
         losses.append(float(said["loss"]))
         assert all(not isinstance(v, torch.Tensor) or (v.dim() == 0 and not v.requires_grad) for v in said.values())
         assert all(p.grad is None for p in agent.parameters())
@@ -81,6 +82,16 @@ def test_importance_weights_are_those_of_the_behaviour() -> None:
         else:
             wanted = torch.distributions.Normal(outputs, 1.4 * own.exp()).log_prob(actions).sum(1)
         torch.testing.assert_close(steps.said["log_prob"].flatten(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_is_scaled_down_to_what_the_turn_says() -> None:
+    slope = torch.tensor([3.0, 0, 4, 0])
+    for longest, moved in ((None, 5.0), (7.0, 5.0), (0.5, 0.5)):
+        w = torch.nn.Parameter(torch.zeros(4))
+        turn = Turn(0, 0.0, torch.optim.SGD([w], lr=1.0), seed=0, clip_norm=longest)
+        descend(turn, (w * slope).sum(), [w])
+        torch.testing.assert_close(w.detach(), -slope * moved / 5, rtol=1e-5, atol=0)
+        assert turn.norms == [5.0]
 
 
 class Corridor(gymnasium.Env[int, int]):
@@ -117,6 +128,6 @@ def test_it_learns_the_way_down_a_corridor(name: str, method: ActingMethod, num:
     agent = method.agent(played.spaces, MLP(hidden=(16,)), seed=0)
     optimizer = optimizer_of(agent, lr)
     for number in range(num):
-        method.learn(agent, played, Turn(number, number / num, optimizer, seed=number))
+        method.learn(agent, played, Turn(number, number / num, optimizer, seed=number, clip_norm=0.5))
     best = agent.act(torch.arange(4), None).actions
     assert best.tolist() == [1, 1, 1, 1]

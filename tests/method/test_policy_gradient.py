@@ -54,7 +54,7 @@ def episode(actions: tuple[int, ...]) -> Steps:
 
 @pytest.mark.parametrize("baseline", ["none", "value"])
 def test_the_expected_gradient_is_that_of_the_expected_return(baseline: str) -> None:
-    method = Reinforce(gamma=GAMMA, baseline=baseline, standardise=False, value_weight=0.0, clip_norm=None)
+    method = Reinforce(gamma=GAMMA, baseline=baseline, standardise=False, value_weight=0.0)
     agent = method.agent(SPACES, MLP(hidden=(5,)), seed=0).double()
     theta = agent.networks.theta
     with torch.no_grad():

@@ -50,8 +50,6 @@ class A2C(Discounting):
     """Weight of the policy's entropy, which keeps it exploring."""
     standardise: bool = False
     """Give the advantages of an update mean 0 and deviation 1."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
         """See `ActingMethod`."""
@@ -76,7 +74,7 @@ class A2C(Discounting):
         if self.standardise:
             batch = replace(batch, advantages=standardised(batch.advantages))
         agent.networks.pull(passed, self.slope(said, batch))
-        step(turn.optimizer, [agent.networks.theta], self.clip_norm)
+        step(turn, [agent.networks.theta])
         return said, batch
 
     def loss(self, said: Opinion, batch: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:

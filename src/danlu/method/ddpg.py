@@ -164,9 +164,9 @@ class DDPG(Discounting):
                 steps = replay.sample(self.batch_size, chance)
                 x, a = agent.spaces.vector(steps.observations.flatten(0, 1)), agent.inner(steps.actions.flatten(0, 1))
                 critic_loss = self.critic_loss(agent, steps, x, a)
-                descend(turn.optimizer, critic_loss, [agent.critic.theta])
+                descend(turn, critic_loss, [agent.critic.theta])
                 actor_loss = self.actor_loss(agent, x)
-                descend(turn.optimizer, actor_loss, [agent.actor.theta])
+                descend(turn, actor_loss, [agent.actor.theta])
                 self.follow(agent)
         return {"loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 

@@ -99,8 +99,6 @@ class DQN(Discounting):
     """The same when exploration has ended."""
     exploration: float = Field(0.1, gt=0, le=1)
     """The share of the run over which it falls, in a straight line."""
-    clip_norm: float | None = Field(10.0, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     @model_validator(mode="after")
     def _begins(self) -> Self:
@@ -136,7 +134,7 @@ class DQN(Discounting):
             if int(agent.updates) % self.target_every == 0:
                 agent.target.load_state_dict(agent.q.state_dict())
             loss = self.loss(agent, replay.sample(self.batch_size, chance))
-            descend(turn.optimizer, loss, [agent.q.theta], self.clip_norm)
+            descend(turn, loss, [agent.q.theta])
             agent.updates += 1
         return {"loss": loss.detach(), "epsilon": agent.epsilon}
 

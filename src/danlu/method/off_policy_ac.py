@@ -82,8 +82,6 @@ class OffPolicyAC(Discounting):
     """Weight of the critic's squared error."""
     entropy_weight: float = Field(0.01, ge=0)
     """Weight of the policy's entropy."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> OffPolicyAgent:
         """See `ActingMethod`."""
@@ -98,7 +96,7 @@ class OffPolicyAC(Discounting):
         metrics: dict[str, Tensor] = {}
         for _ in range(self.updates):
             loss, metrics = self.loss(agent, steps, x, following)
-            descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
+            descend(turn, loss, [agent.networks.theta])
         return metrics
 
     def loss(

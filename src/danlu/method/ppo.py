@@ -62,8 +62,6 @@ class PPO(Discounting):
     """Give the advantages of an update mean 0 and deviation 1."""
     target_kl: float | None = Field(None, gt=0)
     """A turn ends early when the policy has gone one and a half times as far (KL, in nats); null never does."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
         """See `ActingMethod`."""
@@ -86,7 +84,7 @@ class PPO(Discounting):
             if self.target_kl is not None and distance(log_ratio) > 1.5 * self.target_kl:
                 break
             networks.pull(passed, self.slope(said, minibatch, log_ratio, clip))
-            step(turn.optimizer, [networks.theta], self.clip_norm)
+            step(turn, [networks.theta])
         with torch.no_grad():
             loss, metrics = self.loss(agent.opinion(batch.x, batch.actions), self._standard(batch), clip)
         return {"loss": loss, **metrics, "clip": clip, "explained_variance": batch.explained}

@@ -107,8 +107,6 @@ class QAC(Discounting):
     actor_rate: float = Field(0.1, gt=0)
     """The actor's learning rate as a multiple of the critic's, which is the optimiser's: an actor as fast as its critic
     follows what this has not learned yet."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> QActorCritic:
         """See `ActingMethod`."""
@@ -119,7 +117,7 @@ class QAC(Discounting):
         assert isinstance(agent, QActorCritic)
         steps = experience.rollout(agent, self.num_steps)
         loss, metrics = self.loss(agent, steps, _next_actions(agent, steps, turn.torch_chance()))
-        descend(turn.optimizer, loss, [agent.actor.theta, agent.critic.theta], self.clip_norm)
+        descend(turn, loss, [agent.actor.theta, agent.critic.theta])
         return metrics
 
     def loss(self, agent: QActorCritic, steps: Steps, next_actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -52,8 +52,6 @@ class Reinforce(Discounting):
     """Weight of the learned value's squared error."""
     entropy_weight: float = Field(0.0, ge=0)
     """Weight of the policy's entropy, which keeps it exploring."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
         """See `ActingMethod`."""
@@ -66,7 +64,7 @@ class Reinforce(Discounting):
         returns = torch.cat([self.returns(agent, episode) for episode in episodes])
         x = agent.spaces.vector(torch.cat([episode.observations.flatten(0, 1) for episode in episodes]))
         loss, metrics = self.loss(agent, x, torch.cat([e.actions.flatten(0, 1) for e in episodes]), returns)
-        descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
+        descend(turn, loss, [agent.networks.theta])
         return metrics
 
     def returns(self, agent: ActorCritic, episode: Steps) -> Float[Tensor, " T"]:

@@ -63,8 +63,6 @@ class TDNeural(Discounting):
 
     num_steps: int = Field(32, ge=1)
     """Steps of every environment that an update is made of."""
-    clip_norm: float | None = Field(None, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> Predictor:
         """See `ActingMethod`."""
@@ -80,7 +78,7 @@ class TDNeural(Discounting):
         """One update."""
         assert isinstance(agent, Predictor)
         loss = self.loss(agent, experience.rollout(agent, self.num_steps))
-        descend(turn.optimizer, loss, [agent.critic.theta], self.clip_norm)
+        descend(turn, loss, [agent.critic.theta])
         return {"loss": loss.detach()}
 
     def loss(self, agent: Predictor, steps: Steps) -> Tensor:

@@ -108,7 +108,7 @@ class TRPO(Discounting):
             x, returns = batch.x[order], batch.returns[order]
             for some, of in zip(x.split(self.critic_batch_size), returns.split(self.critic_batch_size), strict=True):
                 loss = (agent.critic(some)[0].squeeze(1) - of).square().mean()
-                descend(turn.optimizer, loss, [agent.critic.theta])
+                descend(turn, loss, [agent.critic.theta])
         return loss.detach()
 
 
