@@ -15,7 +15,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
-from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.advantages import OnPolicy
 from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
@@ -71,8 +70,7 @@ class A2C(Discounting):
         passed = agent.networks.passed(x)
         said = agent.opinion_of(passed.said, steps.actions.flatten(0, 1))
         batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
-        if self.standardise:
-            batch = replace(batch, advantages=standardised(batch.advantages))
+        batch = batch.standardised if self.standardise else batch
         agent.networks.pull(passed, self.slope(said, batch))
         step(turn, [agent.networks.theta])
         return said, batch

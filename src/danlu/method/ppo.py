@@ -16,7 +16,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
-from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.advantages import OnPolicy
 from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
@@ -70,11 +69,7 @@ class PPO(Discounting):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """A turn's steps, and all updates made of them; what is recorded is of all the steps, after the last update."""
         assert isinstance(agent, ActorCritic)
-        steps = experience.rollout(agent, self.num_steps)
-        x = agent.spaces.vector(steps.observations.flatten(0, 1))
-        with torch.no_grad():
-            before = agent.opinion(x, steps.actions.flatten(0, 1))
-        batch = OnPolicy.of(agent, steps, x, before, gamma=self.gamma, lam=self.gae_lambda)
+        batch, _ = OnPolicy.taken(agent, experience, self.num_steps, gamma=self.gamma, lam=self.gae_lambda)
         clip = self.clip_range * (1 - turn.share if self.clip_decays else 1.0)
         networks = agent.networks
         for minibatch in self.minibatches(batch, turn.torch_chance()):
@@ -100,7 +95,7 @@ class PPO(Discounting):
                 yield self._standard(mixed.rows(slice(start, start + self.batch_size)))
 
     def _standard(self, batch: OnPolicy) -> OnPolicy:
-        return replace(batch, advantages=standardised(batch.advantages)) if self.standardise else batch
+        return batch.standardised if self.standardise else batch
 
     def loss(self, said: Opinion, batch: OnPolicy, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is recorded beside it.

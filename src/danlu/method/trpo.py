@@ -26,7 +26,7 @@ from torch import Tensor
 
 from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
-from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.advantages import OnPolicy
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import SeparateActorCritic
 from danlu.parts.network import MLP, mlp_of
@@ -71,18 +71,14 @@ class TRPO(Discounting):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """One step of the policy, and some of the critic."""
         assert isinstance(agent, SeparateActorCritic)
-        steps = experience.rollout(agent, self.num_steps)
-        x = agent.spaces.vector(steps.observations.flatten(0, 1))
-        with torch.no_grad():
-            said = agent.opinion(x, steps.actions.flatten(0, 1))
-        batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
+        batch, said = OnPolicy.taken(agent, experience, self.num_steps, gamma=self.gamma, lam=self.gae_lambda)
         metrics = self.improve(agent, batch)
         value_loss = self.follow(agent, batch, turn)
         return {**metrics, "value_loss": value_loss, "entropy": said.entropy(), "explained_variance": batch.explained}
 
     def improve(self, agent: SeparateActorCritic, batch: OnPolicy) -> dict[str, float]:
         """Move the policy, and say how far it went and what it gained."""
-        region = Region.of(agent, batch, standardised(batch.advantages) if self.standardise else batch.advantages)
+        region = Region.of(agent, batch.standardised if self.standardise else batch)
         theta = agent.actor.theta
 
         def product(v: Tensor) -> Tensor:
@@ -127,8 +123,9 @@ class Region:
     at: Callable[[Float[Tensor, " P"]], tuple[float, float]]
 
     @classmethod
-    def of(cls, agent: SeparateActorCritic, batch: OnPolicy, advantages: Float[Tensor, " B"]) -> Region:
+    def of(cls, agent: SeparateActorCritic, batch: OnPolicy) -> Region:
         """Of an agent at some steps."""
+        advantages = batch.advantages
         actor, family, theta = agent.actor, agent.family, agent.actor.theta
         outputs, own = actor.differentiable(batch.x)
         old, old_own = outputs.detach(), own.detach()
