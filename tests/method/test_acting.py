@@ -33,7 +33,6 @@ METHODS: dict[str, ActingMethod] = {
     "dqn": DQN(start=8, batch_size=4),
     "td_neural": TDNeural(num_steps=4),
 }
-FALLING = Exploring(start=1.0, end=0.05, over=0.5)
 ENVS = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
 CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.acts_in)]
 
@@ -122,7 +121,7 @@ class Corridor(gymnasium.Env[int, int]):
         ("off_policy_ac", OffPolicyAC(gamma=0.9, num_steps=16), 60, 1e-2),
         ("ppo", PPO(gamma=0.9, num_steps=64, epochs=4), 15, 1e-2),
         ("trpo", TRPO(gamma=0.9, num_steps=64, target_kl=0.05), 15, 1e-2),
-        ("dqn", DQN(gamma=0.9, num_steps=16, updates=8, start=100, target_every=20, epsilon=FALLING), 60, 1e-2),
+        ("dqn", DQN(gamma=0.9, num_steps=16, updates=8, start=100, target_every=20, epsilon=Exploring()), 60, 1e-2),
     ],
 )
 def test_it_learns_the_way_down_a_corridor(name: str, method: ActingMethod, num: int, lr: float) -> None:

@@ -120,7 +120,7 @@ def test_sarsa_with_few_features_finds_a_way() -> None:
         features=Features(kind="fourier", order=4, shape=(5, 5)),
         steps=500,
         step_size=StepSize(start=0.02),
-        epsilon=Exploring(start=0.3),
+        epsilon=Exploring(start=0.3, end=None),
     )
     _, told = taught(method, ExperienceOf(world, num_envs=4, limit=100), 15)
     assert np.mean([t["reward"] for t in told[-3:]]) > float(world.rewards.mean()) + 0.5

@@ -89,7 +89,7 @@ class DQN(Replaying):
     """Updates after which the target becomes the network."""
     double: bool = False
     """Whether the network chooses the action whose value the target says."""
-    epsilon: Exploring = Exploring(start=1.0, end=0.05, over=0.1)
+    epsilon: Exploring = Exploring()
     """The share of actions drawn from all alike."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> QAgent:
