@@ -106,8 +106,9 @@ def test_a_window_shows_what_has_only_pictures(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_an_environment_lacks_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = "Countdown-v0, step 1 of its episode, action 0: it raised ValueError when it was stepped: the clock fell"
     for pictures in (False, True):
-        with pytest.raises(RunError, match="'Countdown-v0' raised ValueError: the clock fell off"):
+        with pytest.raises(RunError, match=raised):
             list(play(**asks(trained(fault="raises")), pictures=pictures))
     monkeypatch.setattr(Countdown, "metadata", {"render_modes": []})
     with pytest.raises(UnsupportedError, match="draws no pictures"):

@@ -55,6 +55,7 @@ def environments_of(
         normalize_rewards=data.normalize_rewards,
         gamma=recipe.method.discount,
         time_limit=data.time_limit if time_limit is None else time_limit,
+        timeout=data.timeout,
         statistics=None if like is None else like.statistics,
     )
 

@@ -11,9 +11,9 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import HumanRendering
 
-from danlu.errors import DanluError, RunError, UnsupportedError
-from danlu.world.checks import Actions, Stacked
+from danlu.errors import RunError, UnsupportedError
 from danlu.world.making import Made, make
+from danlu.world.single import Single
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,33 +101,24 @@ def episode(
         UnsupportedError: where it draws none, or a package to draw them is missing.
         RunError: where the environment or the agent fails.
     """
-    env = made.env
-    shown, actions = Stacked(env.observation_space, "observation"), Actions(env.action_space, 1)
-    limit = min(longest, made.limit or longest)
-    try:
-        observation, _ = env.reset(seed=seed)
-        frames, total, length = [_frame(made)] if pictures else [], 0.0, 0
-        ended = False
-        while not ended and length < limit:
-            where = f"{made.name}, step {length + 1}"
-            seen = np.asarray(shown.check(observation, where), shown.dtype)
-            action = actions.array(np.asarray(act(seen))[None], where)[0]
-            observation, reward, terminated, truncated, _ = env.step(action if action.ndim else action.item())
-            total, length, ended = total + float(reward), length + 1, bool(terminated or truncated)
-            if pictures:
-                frames.append(_frame(made))
-    except DanluError:
-        raise
-    except DependencyNotInstalled as error:
-        raise UnsupportedError(f"pictures of '{made.name}' need a package that is missing: {error}") from None
-    except Exception as error:
-        raise RunError(f"'{made.name}' raised {type(error).__name__}: {error}", where=made.name) from error
-    rate = float(env.metadata.get("render_fps") or 30)
-    return Recording(seed, total, length, ended or length == made.limit, rate, frames)
+    single, total, length = Single(made, made.limit), 0.0, 0
+    seen, ended = single.begin(seed), False
+    frames = [_frame(made)] if pictures else []
+    while not ended and length < longest:
+        seen, reward, terminated, truncated = single.step(np.asarray(act(seen)))
+        total, length, ended = total + reward, length + 1, terminated or truncated
+        if pictures:
+            frames.append(_frame(made))
+    return Recording(seed, total, length, ended, float(made.env.metadata.get("render_fps") or 30), frames)
 
 
 def _frame(made: Made) -> np.ndarray:
-    picture = made.env.render()
+    try:
+        picture = made.env.render()
+    except DependencyNotInstalled as error:
+        raise UnsupportedError(f"pictures of '{made.name}' need a package that is missing: {error}") from None
+    except Exception as error:
+        raise RunError(f"it raised {type(error).__name__} when it was drawn: {error}", where=made.name) from error
     if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
         raise UnsupportedError(f"'{made.name}' draws no pictures of red, green and blue", where="data.env")
     return picture.astype(np.uint8, copy=True)
