@@ -145,7 +145,7 @@ class Acted:
             actions = agent.act(torch.from_numpy(shown), chance).actions.numpy()
             if start is not None and t == 0:
                 actions = np.full_like(actions, start[1])
-            seen, reward, terminated, truncated = self._one.step(self.spaces.possible(actions)[0])
+            seen, reward, terminated, truncated = self._one.step(np.asarray(self.spaces.possible(actions)[0]))
             truncated = not terminated and (truncated or t + 1 == limit)
             rows.put(t, "observations", shown)
             rows.put(t, "actions", actions)
