@@ -113,7 +113,8 @@ def test_a_package_of_environments_that_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "says"), [("LunarLander-v3", "Box2D", "box2d"), ("Ant-v5", "mujoco", "mujoco")]
+    ("name", "package", "says"),
+    [("LunarLander-v3", "Box2D", r"gymnasium\[box2d\]"), ("Ant-v5", "mujoco", r"danlu\[mujoco\]")],
 )
 def test_a_missing_extra_is_named(name: str, package: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
@@ -124,7 +125,7 @@ def test_a_missing_extra_is_named(name: str, package: str, says: str, monkeypatc
         return real(wanted, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UnsupportedError, match=rf'pip install "gymnasium\[{says}\]"'):
+    with pytest.raises(UnsupportedError, match=rf'pip install "{says}"'):
         make(name)
 
 
