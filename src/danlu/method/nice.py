@@ -45,12 +45,12 @@ class Scaled(Flow):
         self.couplings = couplings
         self.log_scale = nn.Parameter(torch.zeros(couplings.space.shape))
 
-    def forward(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Flow`: the log-determinant is the sum of s."""
         h, log_det = self.couplings(x, context)
         return h * self.log_scale.exp(), log_det + self.log_scale.sum()
 
-    def stages(self, z: Float[Tensor, "N *shape"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Flow`."""
         h = z * (-self.log_scale).exp()
         if kept is not None:

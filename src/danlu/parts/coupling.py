@@ -132,7 +132,7 @@ class Coupling(Chain):
         first = (self.space.size + 1 - k % 2) // 2
         return x[:, :first], x[:, first:]
 
-    def stages(self, z: Float[Tensor, "N *shape"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Flow`."""
         steps, ask, orders = self._steps(self.weights()), self.conditioners[0].ask, self.orders
         moved, a = self._halves(self.num, orders.backward(self.num, z if z.dim() == 2 else z.flatten(1)))

@@ -40,11 +40,11 @@ class Flow(Density, ABC):
         self.prior: Prior = prior or StandardNormal()
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The noise of each row, ``[N, *shape]``, and log |det dz/dx|, ``[N]``."""
 
     @abstractmethod
-    def stages(self, z: Float[Tensor, "N *shape"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """The rows made of noise.
 
         Args:
@@ -53,24 +53,24 @@ class Flow(Density, ABC):
             kept: where every stage on the way is put, noise and rows left out, ``[N, *shape]`` each; None keeps none.
         """
 
-    def noise(self, keys: Int[Tensor, " N"]) -> Float[Tensor, "N *shape"]:
+    def noise(self, keys: Int[Tensor, " N"]) -> Float[Tensor, "N ..."]:
         """See `Density`."""
         return self.prior.noise(keys, self.space.size).view(len(keys), *self.space.shape)
 
-    def encode(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, "N *shape"]:
+    def encode(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`."""
         return self(x, context)[0]
 
-    def decode(self, z: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, "N *shape"]:
+    def decode(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`."""
         return self.stages(z, context, None)
 
-    def log_prob(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, " N"]:
+    def log_prob(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, " N"]:
         """See `Density`: exact."""
         z, log_det = self(x, context)
         return self.prior.log_prob(z if z.dim() == 2 else z.flatten(1)) + log_det
 
-    def path(self, z: Float[Tensor, "N *shape"], context: Tensor | None = None) -> list[Tensor]:
+    def path(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> list[Tensor]:
         """See `Density`: the stage after every step."""
         kept: list[Tensor] = [z]
         x = self.stages(z, context, kept)
@@ -118,7 +118,7 @@ class Chain(Flow, ABC):
             wanted: whether those of rows, and of contexts, are wanted.
         """
 
-    def forward(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Flow`."""
         flat, weights = x if x.dim() == 2 else x.flatten(1), self.weights()
         if torch.is_grad_enabled():

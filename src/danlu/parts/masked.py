@@ -140,7 +140,7 @@ class Masked(Chain):
         return d_x if wanted[0] else None, d_context, gradients
 
     @torch.no_grad()
-    def stages(self, z: Float[Tensor, "N *shape"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Flow`; no gradient goes through."""
         x, steps = z if z.dim() == 2 else z.flatten(1), self.conditioners.layers(self.weights())
         x = self.orders.backward(self.num, x)

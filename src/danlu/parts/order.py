@@ -24,15 +24,20 @@ class Orders(nn.Module):
     Args:
         before: for each of K steps, which number of a row it takes at each place.
         after: for each step, which number of a row it leaves at each place.
+        drawn: whether they were drawn, and so are saved with the weights.
     """
 
-    def __init__(self, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+    ways: Tensor
+    back: Tensor
+    homes: Tensor
+
+    def __init__(self, before: Sequence[np.ndarray], after: Sequence[np.ndarray], *, drawn: bool) -> None:
         super().__init__()
         plain = np.arange(len(before[0]))
         ways = [np.argsort(a)[b] for a, b in zip((plain, *after), (*before, plain), strict=True)]
-        self.stays = [bool((way == plain).all()) for way in ways]
+        self.stays = [not drawn and bool((way == plain).all()) for way in ways]
         for name, each in (("ways", ways), ("back", map(np.argsort, ways)), ("homes", map(np.argsort, before))):
-            self.register_buffer(name, torch.from_numpy(np.stack(list(each))), persistent=False)
+            self.register_buffer(name, torch.from_numpy(np.stack(list(each))), persistent=drawn)
 
     def forward(self, k: int, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Way k."""
@@ -66,7 +71,7 @@ def of_halves(mixing: Mixing, size: int, num: int, seed: int) -> Orders:
         first = (size + 1 - k % 2) // 2
         before.append(order)
         after.append(np.concatenate([order[first:], order[:first]]))
-    return Orders(before, after)
+    return Orders(before, after, drawn=mixing == "shuffle")
 
 
 def of_wholes(mixing: Mixing, size: int, num: int, seed: int) -> Orders:
@@ -81,4 +86,4 @@ def of_wholes(mixing: Mixing, size: int, num: int, seed: int) -> Orders:
     plain = np.arange(size)
     shuffled = mixing == "shuffle"
     each = [permutation(size, seed, "order", k) if shuffled and k else plain[:: -1 if k % 2 else 1] for k in range(num)]
-    return Orders(each, each)
+    return Orders(each, each, drawn=shuffled)
