@@ -99,7 +99,7 @@ def test_columns_and_channels_get_mean_0_and_deviation_1(name: str) -> None:
     y = frame(x, keys(len(x), 9))[0].transpose(0, 1).flatten(1).double()
     if TABLES[name][1].get("standardize", True):
         torch.testing.assert_close(y.mean(1), torch.zeros(len(y)).double(), rtol=0, atol=0.05)
-        torch.testing.assert_close(y.std(1), torch.ones(len(y)).double(), rtol=0, atol=0.05)
+        torch.testing.assert_close(y.std(1), torch.ones(len(y)).double(), rtol=0, atol=0.1)
     else:
         assert torch.equal(frame.scale, torch.ones_like(frame.scale))
 

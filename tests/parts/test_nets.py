@@ -15,8 +15,8 @@ from danlu.errors import UnsupportedError
 from danlu.parts.attention import attention
 from danlu.parts.attention_alike import Alike
 from danlu.parts.mlp import Networks
-from danlu.parts.network import MLP, Activation, Patches, UNet
 from danlu.parts.nets import network_of
+from danlu.parts.network import MLP, Activation, Patches, UNet
 from danlu.parts.patches import packed_images
 
 IMAGES: list[tuple[Config, tuple[int, int, int]]] = [
@@ -36,7 +36,7 @@ def made(config: Config | None, shape: tuple[int, ...], context: int = 5, seed: 
     network = network_of(config, shape, (4, *shape[1:]), context, seed).double()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)).double()
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)).double(), alpha=0.1)
     return network
 
 
@@ -146,7 +146,7 @@ def test_the_default_start_is_torchs() -> None:
     network = network_of(MLP(hidden=(4000,), initial="default"), (9,), (2,), 0, 0)
     first, _, last, _ = network.parameters()
     theirs = nn.Linear(9, 4000)
-    assert float(first.detach().abs().max()) == pytest.approx(float(theirs.weight.abs().max()), rel=0.01)
+    assert float(first.detach().abs().max()) == pytest.approx(float(theirs.weight.detach().abs().max()), rel=0.01)
     assert float(first.detach().std()) == pytest.approx(float(theirs.weight.detach().std()), rel=0.02)
     assert float(last.detach().abs().max()) <= 4000**-0.5
 
@@ -160,7 +160,8 @@ def test_attention_of_patches_is_that_of_the_pack() -> None:
         rows = slice(6 * i, 6 * i + 6)
         probabilities = (torch.einsum("qhd,khd->hqk", q[rows], k[rows]) * 8**-0.5).softmax(-1)
         expected[rows] = torch.einsum("hqk,khd->qhd", probabilities, v[rows])
-    torch.testing.assert_close(attention(q, k, v, sight, backend=Alike(6)), expected)
+    for twice in (False, True):
+        torch.testing.assert_close(attention(q, k, v, sight, backend=Alike(6, twice=twice)), expected)
     torch.testing.assert_close(attention(q, k, v, sight), expected)
     capped = attention(q, k, v, sight, softcap=1.0, backend=Alike(6))
     torch.testing.assert_close(capped, attention(q, k, v, sight, softcap=1.0))

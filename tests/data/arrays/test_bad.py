@@ -30,17 +30,29 @@ def refusal(path: Path, **fields: Any) -> str:
 
 
 CSV = {
-    "constant": (b"a,b\n1.5,2\n2.5,2\n", {}, "t.csv: column 'b' is 2 in every row, and has no density. Leave it out by data.columns."),
+    "constant": (
+        b"a,b\n1.5,2\n2.5,2\n",
+        {},
+        "t.csv: column 'b' is 2 in every row, and has no density. Leave it out by data.columns.",
+    ),
     "nan": (b"a,b\n1.5,2.5\n\n2.5,NaN\n", {}, "t.csv:4: column 'b' has no value. Fill it in, or remove the row."),
     "missing": (b"a,b\n1.5,2.5\n2.5,\n", {}, "t.csv:3: column 'b' has no value. Fill it in, or remove the row."),
-    "inf": (b"a,b\n1.5,2.5\n2.5,-inf\n", {}, "t.csv:3: column 'b' has -inf, which is no number. Remove or repair the row."),
+    "inf": (
+        b"a,b\n1.5,2.5\n2.5,-inf\n",
+        {},
+        "t.csv:3: column 'b' has -inf, which is no number. Remove or repair the row.",
+    ),
     "large": (b"a\n1.5\n1e300\n", {}, "t.csv:3: column 'a' has 1e+300, which is too large. Remove or repair the row."),
     "text": (
         b"a,b\n1.5,cat\n2.5,dog\n",
         {},
         "t.csv:2: column 'b' is text ('cat'). Condition rows on it by data.label=b, or name the columns to take in data.columns.",
     ),
-    "one text": (b"a\n1.5\n2.5\nsome\n3.5\n", {}, "t.csv:4: column 'a' has 'some', which is no number. Remove or repair the row."),
+    "one text": (
+        b"a\n1.5\n2.5\nsome\n3.5\n",
+        {},
+        "t.csv:4: column 'a' has 'some', which is no number. Remove or repair the row.",
+    ),
     "whole": (
         b"a,b\n1.5,2\n2.5,7\n",
         {},
@@ -52,10 +64,26 @@ CSV = {
         {"dequantize": 7},
         "t.csv: column 'a' has 7, and 7 levels are 0 to 6. Set data.dequantize to as many levels as there are, or to true.",
     ),
-    "label": (b"height,b\n1.5,2\n2.5,7\n", {"label": "hieght"}, "data.label: no column is called 'hieght'. Did you mean 'height'?"),
-    "columns": (b"height,b\n1.5,2\n2.5,7\n", {"columns": ["hight"]}, "data.columns: no column is called 'hight'. Did you mean 'height'?"),
-    "missing label": (b"a,b\n1.5,x\n2.5,\n", {"label": "b"}, "t.csv:3: column 'b' has no value. Fill it in, or remove the row."),
-    "one class": (b"a,b\n1.5,x\n2.5,x\n", {"label": "b"}, "t.csv: all rows are of one class, 'x', which rows are to be conditioned on. Leave it out."),
+    "label": (
+        b"height,b\n1.5,2\n2.5,7\n",
+        {"label": "hieght"},
+        "data.label: no column is called 'hieght'. Did you mean 'height'?",
+    ),
+    "columns": (
+        b"height,b\n1.5,2\n2.5,7\n",
+        {"columns": ["hight"]},
+        "data.columns: no column is called 'hight'. Did you mean 'height'?",
+    ),
+    "missing label": (
+        b"a,b\n1.5,x\n2.5,\n",
+        {"label": "b"},
+        "t.csv:3: column 'b' has no value. Fill it in, or remove the row.",
+    ),
+    "one class": (
+        b"a,b\n1.5,x\n2.5,x\n",
+        {"label": "b"},
+        "t.csv: all rows are of one class, 'x', which rows are to be conditioned on. Leave it out.",
+    ),
     "constant number": (
         b"a,b\n1.5,2\n2.5,2\n",
         {"label": ["b"]},
@@ -65,8 +93,16 @@ CSV = {
     "twice": (b"a,a\n1.5,2\n2.5,3\n", {}, "t.csv: two columns are called 'a'. Name them apart."),
     "empty": (b"", {}, "t.csv: the file is empty. Name a file that holds rows."),
     "no rows": (b"a,b\n", {}, "t.csv: the file has no rows. Name a file that has some."),
-    "one row": (b"a\n1.5\n", {"columns": ["a"]}, "t.csv: column 'a' is 1.5 in every row, and has no density. Leave it out by data.columns."),
-    "ragged": (b"a,b\n1.5,2.5\n\n2.5\n", {}, "t.csv:4: the row has 1 values where the first has 2. Repair or remove it."),
+    "one row": (
+        b"a\n1.5\n",
+        {"columns": ["a"]},
+        "t.csv: column 'a' is 1.5 in every row, and has no density. Leave it out by data.columns.",
+    ),
+    "ragged": (
+        b"a,b\n1.5,2.5\n\n2.5\n",
+        {},
+        "t.csv:4: the row has 1 values where the first has 2. Repair or remove it.",
+    ),
     "dates": (
         b"a,b\n1.5,2020-01-01\n2.5,2020-01-02\n",
         {},
@@ -124,7 +160,11 @@ NPY: dict[str, tuple[Callable[[], bytes], dict[str, Any], str]] = {
         {},
         "t.npy: the file holds Python objects, which are not read because they could run anything. Save plain numbers.",
     ),
-    "complex": (lambda: saved(np.ones((3, 2), complex)), {}, "t.npy: the array is of type complex128, not numbers. Save it as numbers."),
+    "complex": (
+        lambda: saved(np.ones((3, 2), complex)),
+        {},
+        "t.npy: the array is of type complex128, not numbers. Save it as numbers.",
+    ),
     "no axis": (
         lambda: saved(np.float64(3)),
         {},
@@ -135,7 +175,11 @@ NPY: dict[str, tuple[Callable[[], bytes], dict[str, Any], str]] = {
         {},
         "t.npy: the array has 5 axes. Rows of numbers have two; images three, or four with their channels.",
     ),
-    "no rows": (lambda: saved(np.ones((0, 3))), {}, "t.npy: the array has no numbers (its shape is (0, 3)). Save some rows."),
+    "no rows": (
+        lambda: saved(np.ones((0, 3))),
+        {},
+        "t.npy: the array has no numbers (its shape is (0, 3)). Save some rows.",
+    ),
     "nan": (
         lambda: saved(np.array([[1.5, 2], [2.5, np.nan]])),
         {},
@@ -146,7 +190,11 @@ NPY: dict[str, tuple[Callable[[], bytes], dict[str, Any], str]] = {
         {},
         "t.npy: column 'f1' is 2 in every row, and has no density. Leave it out by data.columns.",
     ),
-    "black images": (lambda: saved(np.zeros((3, 4, 4), np.uint8)), {}, "t.npy: all values of all images are 0. Name other images."),
+    "black images": (
+        lambda: saved(np.zeros((3, 4, 4), np.uint8)),
+        {},
+        "t.npy: all values of all images are 0. Name other images.",
+    ),
     "levels": (
         lambda: saved(np.arange(32).reshape(2, 4, 4).astype(np.uint8)),
         {"dequantize": 17},
@@ -158,8 +206,16 @@ NPY: dict[str, tuple[Callable[[], bytes], dict[str, Any], str]] = {
         "t.npy: images hold whole numbers from 0 to 31, whose density has no bound. Set data.dequantize to how many levels there are, or "
         "to false to take them as real numbers.",
     ),
-    "label of images": (lambda: saved(np.zeros((3, 4, 4), np.uint8)), {"label": "y"}, "data.label: no column is called 'y'."),
-    "cut off": (lambda: saved(np.ones((30, 4)))[:-8], {}, "t.npy: the file is not sound npy (mmap length is greater than file size)"),
+    "label of images": (
+        lambda: saved(np.zeros((3, 4, 4), np.uint8)),
+        {"label": "y"},
+        "data.label: no column is called 'y'.",
+    ),
+    "cut off": (
+        lambda: saved(np.ones((30, 4)))[:-8],
+        {},
+        "t.npy: the file is not sound npy (mmap length is greater than file size)",
+    ),
 }
 
 
@@ -219,12 +275,19 @@ def test_names(tmp_path: Path) -> None:
 
     assert said("moon") == "data.train: no toy, file or folder is called 'moon'. Did you mean 'moons'?"
     assert said("two_moons") == "data.train: no toy, file or folder is called 'two_moons'. Did you mean 'moons'?"
-    assert said("x/y.csv") == "x/y.csv: there is no such file or folder. Check the path; it is relative to the current directory."
+    assert (
+        said("x/y.csv")
+        == "x/y.csv: there is no such file or folder. Check the path; it is relative to the current directory."
+    )
     assert said("a\0b").startswith("data.train: no toy, file or folder is called")
     assert said("moons", label="arm").startswith("data.label: what these rows may be conditioned on is called 'label'")
-    assert said("moons", held_out="digits").startswith("digits: rows of shape (1, 8, 8) are held out of rows of shape (2,)")
+    assert said("moons", held_out="digits").startswith(
+        "digits: rows of shape (1, 8, 8) are held out of rows of shape (2,)"
+    )
     (tmp_path / "a.txt").write_text("some")
-    assert said(str(tmp_path / "a.txt")).startswith(f"{tmp_path}/a.txt: the file is no table or array. Name one that ends in .csv")
+    assert said(str(tmp_path / "a.txt")).startswith(
+        f"{tmp_path}/a.txt: the file is no table or array. Name one that ends in .csv"
+    )
 
 
 def test_held_out_must_be_alike(tmp_path: Path) -> None:
@@ -235,10 +298,14 @@ def test_held_out_must_be_alike(tmp_path: Path) -> None:
         "test.csv: the class 'z' is held out and never trained on. Leave its rows out, or train on some of it."
     )
     test.write_text("b,kind\n1.5,x\n")
-    assert refusal(train, held_out=str(test), label="kind").startswith("test.csv: the columns b are not those of train.csv.")
+    assert refusal(train, held_out=str(test), label="kind").startswith(
+        "test.csv: the columns b are not those of train.csv."
+    )
     train.write_text("a\n0\n3\n")
     test.write_text("a\n4\n")
-    assert refusal(train, held_out=str(test), dequantize=4).startswith("test.csv: a row has 4, and 4 levels are 0 to 3.")
+    assert refusal(train, held_out=str(test), dequantize=4).startswith(
+        "test.csv: a row has 4, and 4 levels are 0 to 3."
+    )
 
 
 def sound_files() -> dict[str, bytes]:
@@ -267,8 +334,7 @@ def read(form: str, content: bytes) -> None:
         path.write_bytes(content)
         try:
             train, held_out = load_arrays(ArrayConfig(train=folder if form == "png" else str(path)), 0)
-        except DanluError as said:
-            assert str(said)
+        except DanluError:
             return
         assert np.isfinite(train.take(np.arange(len(train)))[0]).all()
         assert len(held_out)
@@ -286,7 +352,9 @@ def test_altered_files_are_read_or_refused(form: str, data: st.DataObject) -> No
     content = bytearray(SOUND[form])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    read(form, bytes(content[: data.draw(st.integers(0, len(content)))]) if data.draw(st.booleans()) else bytes(content))
+    read(
+        form, bytes(content[: data.draw(st.integers(0, len(content)))]) if data.draw(st.booleans()) else bytes(content)
+    )
 
 
 @given(content=st.text(st.sampled_from("0123456789.,-+e\n\r\"' abnif"), max_size=80))

@@ -78,7 +78,9 @@ def test_a_label_is_classes_or_numbers(
 
 def test_all_but_the_label_is_taken_by_default(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
-    parquet.write_table(TABLE.select(["height", "kind", "weight"]).append_column("__index_level_0__", [[0, 1, 2, 3]]), path)
+    parquet.write_table(
+        TABLE.select(["height", "kind", "weight"]).append_column("__index_level_0__", [[0, 1, 2, 3]]), path
+    )
     assert load_arrays(ArrayConfig(train=str(path), label="kind"), 0)[0].columns == ("height", "weight")
 
 
@@ -212,7 +214,13 @@ def test_another_file_is_held_out_with_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_what_a_recipe_cannot_mean() -> None:
-    for fields in ({"held_out": 1.5}, {"rows": 1}, {"logit": 0.6}, {"dequantize": 1}, {"channels": 2}, {"step_rows": 0}):
+    for fields in (
+        {"held_out": 1.5},
+        {"rows": 1},
+        {"logit": 0.6},
+        {"channels": 2},
+        {"step_rows": 0},
+    ):
         with pytest.raises(ValidationError):
             ArrayConfig(**fields)
     assert ArrayConfig(dequantize=True).dequantize is True
