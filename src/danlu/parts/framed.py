@@ -51,7 +51,7 @@ class Framed(nn.Module):
 
     @torch.no_grad()
     def log_prob(self, x: Asked, condition: Asked | int | None = None, *, seed: int = 0) -> Tensor:
-        """How likely each row is, in nats a unit of the data, ``[N]``; of the kind that the density's `likelihood` says.
+        """How likely each row is, in nats a unit of the data, ``[N]``, of the kind its `likelihood` says.
 
         Of whole numbers that are dequantised it is the density at the row with noise on it; its mean over noise is at
         most the logarithm of their probability.
