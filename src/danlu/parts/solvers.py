@@ -147,8 +147,8 @@ class Solver:
             nonlocal asked
             asked += 1
             if self.scheme == "dopri5" and asked > self.most:
-                raise self._lost(float(t), "it was asked for more often than it may be")
-            return f(float(t), z)
+                raise self._lost(float(t.detach()), "it was asked for more often than it may be")
+            return f(float(t.detach()), z)
 
         def grid(_f: object, _z: Tensor, t: Tensor) -> Tensor:
             return torch.linspace(float(t[0]), float(t[-1]), self.steps + 1, dtype=t.dtype, device=t.device)

@@ -121,7 +121,7 @@ class OfLayers(Traced):
         last = rest[-2] if rest else None
         self._core = self._left = self._right = None
         if last is None:
-            self._core = of_x
+            self._core = of_x.diagonal().sum() if probes is None else ((probes @ of_x.T) * probes).sum(1)
         elif probes is not None:
             self._left, self._right = (probes @ of_x.T)[None], (probes @ last)[None]
         elif len(rest) == 2:
@@ -151,7 +151,7 @@ class OfLayers(Traced):
             return (pushed * self._right).sum((0, 2))
         assert self._core is not None
         if not slopes:
-            return self._core.diagonal().sum().expand(num)
+            return self._core.expand(num)
         return slopes[0] @ self._core if len(slopes) == 1 else ((slopes[1] @ self._core) * slopes[0]).sum(1)
 
 
