@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from danlu.insight.charts import BLUE, LOW, ORANGE, TEAL, Chart, figure_json
+from danlu.insight.charts import BLUE, LOW, ORANGE, TEAL, Chart, as_json, figure_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -16,6 +16,8 @@ Points = tuple[Sequence[float], Sequence[float]]
 """Across, and up."""
 _SQUARE = 460
 """Pixels: half a page wide, and about as high."""
+_BUTTONS = 60
+"""Pixels above an animation."""
 _FRAME, _TURN = 120, 100
 """Milliseconds that a stage of a long way is shown, of which points move for so many."""
 _WHOLE = 3000
@@ -108,8 +110,8 @@ def path_chart(stages: Sequence[Points], numbers: Sequence[int], where: str) -> 
     finite = [np.concatenate([np.asarray(points[i]) for points in stages]) for i in range(2)]
     x, y = (_reach(values) for values in finite)
     caption = f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units.{where}"
-    drawn = _plane(figure, ("", ""), x, y, top=64)
-    return Chart("path", "From noise to rows", caption, drawn, _SQUARE + 60)
+    drawn = _plane(figure, ("", ""), x, y, top=_BUTTONS)
+    return Chart("path", "From noise to rows", caption, drawn, _SQUARE + _BUTTONS)
 
 
 def column_chart(
@@ -155,14 +157,11 @@ def _plane(
     top: int | None = None,
 ) -> str:
     """The figure as JSON, a unit across as long as a unit upwards where both are of one kind."""
+    figure_json(figure, _SQUARE, legend=legend, x_title=names[0])
     figure.update_xaxes(range=list(x), constrain="domain")
-    figure.update_yaxes(range=list(y), constrain="domain", title_text=names[1])
-    like = 0.25 < (x[1] - x[0]) / (y[1] - y[0]) < 4
-    if like:
+    figure.update_yaxes(range=list(y), constrain="domain", title_text=names[1], fixedrange=False)
+    if 0.25 < (x[1] - x[0]) / (y[1] - y[0]) < 4:
         figure.update_yaxes(scaleanchor="x")
-    drawn = figure_json(figure, _SQUARE, legend=legend, x_title=names[0])
-    if top is None:
-        return drawn
-    margin = figure.layout.margin.to_plotly_json() | {"t": top}
-    figure.update_layout(margin=margin, height=_SQUARE + 60)
-    return str(figure.to_json()).replace("<", "\\u003c")
+    if top is not None:
+        figure.update_layout(margin_t=top, height=_SQUARE + top)
+    return as_json(figure)
