@@ -164,6 +164,7 @@ class DensityExperiment:
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
             parallel=self.parallel,
+            image_size=self.facts.size if self.facts.kind == "image" else None,
         )
 
     def held_out(self) -> Iterator[Rows]:
