@@ -29,7 +29,7 @@ def permutation(size: int, seed: int, epoch: int, pool: int = 0) -> Int64[np.nda
         >>> sorted(permutation(5, seed=0, epoch=1).tolist())
         [0, 1, 2, 3, 4]
     """
-    return _ordered(size, "order", seed, epoch, *([pool] if pool else []))
+    return ordered(size, "order", seed, epoch, *([pool] if pool else []))
 
 
 def pools(
@@ -51,7 +51,7 @@ def pools(
         >>> [pool.tolist() for pool in pools(np.array([3, 3, 3, 3]), 6, seed=0, epoch=0, shuffle=False)]
         [[0, 1], [2, 3]]
     """
-    order = _ordered(len(sizes), "chunks", seed, epoch) if shuffle else np.arange(len(sizes))
+    order = ordered(len(sizes), "chunks", seed, epoch) if shuffle else np.arange(len(sizes))
     drawn = sizes[order]
     total = int(drawn.sum())
     count = max(1, -(-total // pool_bytes))
@@ -68,7 +68,7 @@ def chosen(digests: UInt64[np.ndarray, " D"], fraction: float, seed: int) -> Boo
         fraction: the share to hold out, in [0, 1).
         seed: another seed holds out others.
     """
-    return mix(_key("split", seed) ^ digests) < np.uint64(int(fraction * 2**64))
+    return mix(key("split", seed) ^ digests) < np.uint64(int(fraction * 2**64))
 
 
 def uniform(number: int, *parts: object) -> float:
@@ -79,14 +79,21 @@ def uniform(number: int, *parts: object) -> float:
         True
     """
     counter = np.array([number + 1], np.uint64)
-    return int(mix(_key(*parts) + counter * _GAMMA)[0] >> np.uint64(11)) / 2**53
+    return int(mix(key(*parts) + counter * _GAMMA)[0] >> np.uint64(11)) / 2**53
 
 
-def _ordered(size: int, *parts: object) -> Int64[np.ndarray, " N"]:
+def ordered(size: int, *parts: object) -> Int64[np.ndarray, " N"]:
+    """An order of ``range(size)`` that the parts name.
+
+    Example:
+        >>> sorted(ordered(3, "any", 7).tolist())
+        [0, 1, 2]
+    """
     counter = np.arange(1, size + 1, dtype=np.uint64)
-    return np.argsort(mix(_key(*parts) + counter * _GAMMA), kind="stable")
+    return np.argsort(mix(key(*parts) + counter * _GAMMA), kind="stable")
 
 
-def _key(*parts: object) -> UInt64[np.ndarray, " 1"]:
+def key(*parts: object) -> UInt64[np.ndarray, " 1"]:
+    """64 bits that the parts name."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return np.frombuffer(digest, "<u8")

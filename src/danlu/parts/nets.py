@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from danlu.config import Config
 from danlu.errors import UnsupportedError
-from danlu.parts.network import MLP, Activation
+from danlu.parts.network import MLP, Activation, Patches, UNet
+from danlu.parts.patches import PatchNetwork
+from danlu.parts.unet import UNetwork
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -52,7 +54,16 @@ def network_of(
     """
     if config is None or isinstance(config, MLP):
         return FullyConnected(shape_in, outputs, context, config or MLP(), seed, zero_last=zero_last)
-    raise UnsupportedError(f"{type(config).__name__} is no network of numbers or images", where="model", do="Use mlp.")
+    if not isinstance(config, UNet | Patches):
+        what = f"{type(config).__name__} is no network of numbers or images"
+        raise UnsupportedError(what, where="model", do="Use mlp, unet or patches.")
+    name = type(config).__name__.lower()
+    if len(shape_in) != 3 or len(outputs) != 3 or shape_in[1:] != outputs[1:]:
+        what = f"{name} is for images, and a row here is of shape {shape_in}"
+        raise UnsupportedError(what, where="model", do="Use mlp, or data of images with a method that takes them.")
+    if isinstance(config, UNet):
+        return UNetwork(shape_in, outputs[0], context, config, seed, zero_last=zero_last)
+    return PatchNetwork(shape_in, outputs[0], context, config, seed, zero_last=zero_last)
 
 
 class FullyConnected(nn.Module):

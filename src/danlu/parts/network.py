@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.config import Config
 from danlu.errors import UnsupportedError
@@ -25,6 +25,42 @@ class MLP(Config):
     initial: Literal["orthogonal", "uniform", "default"] = "orthogonal"
     """Weights at the start: `orthogonal` matrices and no biases, with a policy that is nearly even-handed; or `uniform`
     within 1 / sqrt(inputs of the layer), biases too, which is torch's `default`."""
+
+
+@export("network", "unet", source="Ronneberger, Fischer and Brox, 2015, https://arxiv.org/abs/1505.04597")
+class UNet(Config):
+    """Convolutions of an image at several scales, the finer ones seen again on the way back."""
+
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels at full size."""
+    factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2), min_length=1)
+    """Channels at each scale, in widths; each scale has half the side of the one before it."""
+    blocks: int = Field(default=1, ge=1)
+    """Residual blocks a scale, on the way down and on the way up."""
+    groups: int = Field(default=8, ge=1)
+    """Groups that channels are normalised in, or as many fewer as divide them."""
+
+
+@export("network", "patches", source="Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748")
+class Patches(Config):
+    """A transformer over the patches of an image, all images' patches end to end."""
+
+    patch: int = Field(default=2, ge=1)
+    """Side of a patch, which the image's sides are multiples of."""
+    width: int = Field(default=64, ge=1)
+    """Of the hidden states."""
+    layers: int = Field(default=4, ge=1)
+    """Blocks of attention and feed-forward."""
+    heads: int = Field(default=4, ge=1)
+    """Of attention; a divisor of `width`."""
+    feedforward: int = Field(default=4, ge=1)
+    """Width of the feed-forward, in widths."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} is not divided by {self.heads} heads")
+        return self
 
 
 def mlp_of(network: Config | None, default: MLP) -> MLP:
