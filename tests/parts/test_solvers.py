@@ -124,13 +124,13 @@ def test_the_gradient_is_that_of_the_solution(scheme: Scheme) -> None:
 def test_steps_that_are_taken_again_have_the_same_gradient(scheme: Scheme) -> None:
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     unused, z = torch.ones((), requires_grad=True), Z.clone().requires_grad_()
-    twice = 2 * rate  # made of a weight once for all steps
+    twice, once = 2 * rate, 1 * rate  # made of a weight, and what f is given of it
 
     def f(t: float, z: Tensor) -> Tensor:
-        return twice * slope(t, z) - 0.1 * (rate * z).sin()
+        return twice * slope(t, z) - 0.1 * (once * z).sin()
 
     solver = Solver(scheme, 9, tolerance=1e-6)
-    kept, again = solver.solve(f, z, 1.5, 0.0), retraced(solver, f, z, 1.5, 0.0, [rate, unused])
+    kept, again = solver.solve(f, z, 1.5, 0.0), retraced(solver, f, z, 1.5, 0.0, [once, twice, unused])
     assert again.evaluations == kept.evaluations
     assert torch.equal(again.z, kept.z)
     ours = torch.autograd.grad(again.z.sin().sum(), [rate, z, unused], retain_graph=True)

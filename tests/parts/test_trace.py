@@ -42,7 +42,7 @@ def ways(
 ) -> dict[str, ByVectors | OfLayers]:
     weights = list(net.parameters())
     return {
-        "vectors": ByVectors(net, context, probes),
+        "vectors": ByVectors(net, net.parameters(), context, probes),
         "layers": OfLayers(weights, activation, (D, E), context, probes),  # type: ignore[arg-type]
     }
 
@@ -96,9 +96,9 @@ def test_the_gradient_of_a_trace_is_the_same_both_ways(
 def test_many_vectors_go_through_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network((7, 6), "tanh", 0)
     x, clock, _ = given(0)
-    y, found = ByVectors(net, None, None)(x, clock)
+    y, found = ByVectors(net, net.parameters(), None, None)(x, clock)
     monkeypatch.setattr(trace, "_ROWS", 2 * N)
-    again = ByVectors(net, None, None)(x, clock)
+    again = ByVectors(net, net.parameters(), None, None)(x, clock)
     torch.testing.assert_close(again[0], y)
     torch.testing.assert_close(again[1], found)
 

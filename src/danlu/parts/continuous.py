@@ -156,9 +156,8 @@ class ContinuousFlow(Density):
             return torch.cat([y, trace[:, None] * _NATS], 1)
 
         state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-        weights = [weight for weight in self.field.parameters() if weight.requires_grad]
         backwards = self.solving.adjoint and torch.is_grad_enabled()
-        end = self._arrived((adjoint if backwards else retraced)(solver, both, state, 1.0, 0.0, weights))
+        end = self._arrived((adjoint if backwards else retraced)(solver, both, state, 1.0, 0.0, traced.weights))
         z, gained = end.split([size, 1], 1)
         return gained[:, 0] / _NATS - z.square().sum(1) / 2 - size * math.log(2 * math.pi) / 2
 
@@ -174,8 +173,12 @@ class ContinuousFlow(Density):
             sizes = (size, len(self.field.clock))
             return OfLayers(list(network.parameters()), self._activation, sizes, context, probes)
         if len(shape) == 1:
-            return ByVectors(network, context, probes)
-        return ByVectors(lambda x, told: network(x.view(-1, *shape), told).flatten(1), context, probes)
+            return ByVectors(network, network.parameters(), context, probes)
+
+        def flat(x: Tensor, told: Tensor) -> Tensor:
+            return network(x.view(-1, *shape), told).flatten(1)
+
+        return ByVectors(flat, network.parameters(), context, probes)
 
     def _guided(self, context: Tensor | None) -> Field:
         guidance, guided = self.solving.guidance, self.field.guided

@@ -1,8 +1,8 @@
 """The gradient of where an equation leads, by z and by what f depends on, from less than all that was computed.
 
-`retraced` keeps where each step began, and takes the step once more when its gradient is asked for: the gradient of
-what was computed, for the price of computing it twice. `adjoint` keeps the end only: with a = dL / dz, and theta all
-that f depends on,
+`retraced` keeps each step's slopes, and asks for each once more when its gradient is asked for: the gradient of what
+was computed, for the price of computing it twice, in the memory of one evaluation. `adjoint` keeps the end only: with
+a = dL / dz, and theta all that f depends on,
 
     da / dt = - a^T df / dz,      dL / dtheta = - integral a^T df / dtheta dt
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from danlu.errors import UnsupportedError
-from danlu.parts.solvers import STEPS, Field, Scheme, Solved, Solver
+from danlu.parts.solvers import TABLEAUS, Field, Scheme, Solved, Solver, Step, moved
 
 _PEERS: dict[Scheme, str] = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "dopri5": "dopri5"}
 _MISSING = importlib.util.find_spec("torchdiffeq") is None
@@ -37,7 +37,7 @@ _MISSING = importlib.util.find_spec("torchdiffeq") is None
 def retraced(
     solver: Solver, f: Field, z: Float[Tensor, "N ..."], start: float, end: float, weights: Sequence[Tensor]
 ) -> Solved:
-    """`Solver.solve`, every step taken again for its gradient by z and by f's weights.
+    """`Solver.solve`, every slope asked for again for its gradient by z and by f's weights.
 
     Args:
         solver: how.
@@ -45,7 +45,7 @@ def retraced(
         z: see `Solver.solve`.
         start: see `Solver.solve`.
         end: see `Solver.solve`.
-        weights: all that f depends on and that wants a gradient.
+        weights: all that f depends on and that wants a gradient, none of it made of another.
 
     Raises:
         ConvergenceError: see `Solver.solve`.
@@ -68,7 +68,7 @@ def adjoint(
         z: see `Solver.solve`.
         start: see `Solver.solve`.
         end: see `Solver.solve`.
-        weights: all that f depends on and that wants a gradient.
+        weights: all that f depends on and that wants a gradient, none of it made of another.
 
     Raises:
         UnsupportedError: when `torchdiffeq` is not installed.
@@ -131,7 +131,7 @@ class _Way:
 
 
 class _Retraced(torch.autograd.Function):
-    """A solution whose steps are taken again, one by one from the last, for their gradients."""
+    """A solution whose slopes are asked for again, one by one from the last, for their gradients."""
 
     @staticmethod
     def forward(ctx: Any, way: _Way, z: Tensor, *_weights: Tensor) -> Tensor:
@@ -143,15 +143,33 @@ class _Retraced(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         way: _Way = ctx.way
-        step, sums = STEPS[way.solver.scheme], [torch.zeros_like(weight) for weight in way.weights]
-        for t, h, z in reversed(ctx.taken):
-            with torch.enable_grad():
-                begun = z.detach().requires_grad_()
-                there = step(way.f, begun, t, h)
-            # what f has made of its weights once for all steps is asked for its gradient in each
-            wanted = (begun, *way.weights)
-            given, *slopes = torch.autograd.grad(there, wanted, given, retain_graph=True, allow_unused=True)
-            for total, slope in zip(sums, slopes, strict=True):
-                if slope is not None:
-                    total.add_(slope)
+        sums = [torch.zeros_like(weight) for weight in way.weights]
+        for step in reversed(ctx.taken):
+            given = _pulled(way, step, given, sums)
         return None, given, *sums
+
+
+def _pulled(way: _Way, step: Step, given: Tensor, sums: list[Tensor]) -> Tensor:
+    """The gradient of where a step began, from that of where it led; the weights' is added to their sums."""
+    tableau, (t, h, z, slopes) = TABLEAUS[way.solver.scheme], step
+    back = [given * (h * weight) if weight else None for weight in tableau.weights]  # of each slope
+    whole = given
+    for i in range(len(slopes) - 1, -1, -1):
+        of_slope = back[i]
+        if of_slope is None:
+            continue
+        row = tableau.rows[i - 1] if i else ()
+        with torch.enable_grad():
+            place = moved(z, slopes[:i], row, h).detach().requires_grad_()
+            slope = way.f(t + (tableau.nodes[i - 1] * h if i else 0.0), place)
+        found = torch.autograd.grad(slope, (place, *way.weights), of_slope, allow_unused=True)
+        for total, part in zip(sums, found[1:], strict=True):
+            if part is not None:
+                total.add_(part)
+        if found[0] is not None:
+            whole = whole + found[0]
+            for j, weight in enumerate(row):
+                if weight:
+                    add = h * weight
+                    back[j] = found[0] * add if back[j] is None else torch.add(back[j], found[0], alpha=add)
+    return whole

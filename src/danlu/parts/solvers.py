@@ -31,22 +31,59 @@ Scheme: TypeAlias = Literal["euler", "midpoint", "heun", "dopri5"]
 """How a step is taken."""
 Field: TypeAlias = Callable[[float, Tensor], Tensor]
 """f: a time and where one is, ``[N, ...]``, to the slope there."""
-Step: TypeAlias = tuple[float, float, Tensor]
-"""A step that was taken: when it began, how long it was, and where it began."""
 
-_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0)
-_ROWS = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta step: k_i = f(t + node_i h, z + h sum_j row_ij k_j),  z' = z + h sum_i weight_i k_i.
+
+    Attributes:
+        nodes: of the slopes behind the first, which is at t and z.
+        rows: likewise.
+        weights: of all slopes.
+    """
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+TABLEAUS: dict[Scheme, Tableau] = {
+    "euler": Tableau((), (), (1.0,)),
+    "midpoint": Tableau((1 / 2,), ((1 / 2,),), (0.0, 1.0)),
+    "heun": Tableau((1.0,), ((1.0,),), (1 / 2, 1 / 2)),
+    "dopri5": Tableau(
+        (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
+        (
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+}
+"""What a step of each scheme is."""
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _SMALLEST = 1e-9
 """The shortest step, of the whole way."""
 _SHRINK, _GROW, _SAFETY = 0.2, 10.0, 0.9
+
+
+class Step(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        t: when it began.
+        h: how long it was.
+        z: where it began, ``[N, ...]``.
+        slopes: its k_i.
+    """
+
+    t: float
+    h: float
+    z: Tensor
+    slopes: list[Tensor]
 
 
 class Solved(NamedTuple):
@@ -110,11 +147,13 @@ class Solver:
         """The same, every step that leads on being noted in `taken`."""
         if self.scheme == "dopri5":
             return self._adaptive(f, z, start, end, taken)
-        h, step = (end - start) / self.steps, STEPS[self.scheme]
+        h, tableau = (end - start) / self.steps, TABLEAUS[self.scheme]
         for i in range(self.steps):
+            t = start + i * h
+            there, slopes = _step(tableau, f, z, t, h, f(t, z))
             if taken is not None:
-                taken.append((start + i * h, h, z))
-            z = step(f, z, start + i * h, h)
+                taken.append(Step(t, h, z, slopes))
+            z = there
         if not torch.isfinite(z).all():
             raise ConvergenceError(
                 f"what {self.steps} steps of {self.scheme} arrive at is not finite",
@@ -122,22 +161,22 @@ class Solver:
                 do="Take more steps, or dopri5, which chooses them; a field as steep as this may also be learned with "
                 "a smaller optimizer.lr.",
             )
-        return Solved(z, self.steps * (1 if self.scheme == "euler" else 2))
+        return Solved(z, self.steps * len(tableau.weights))
 
     def _adaptive(self, f: Field, z: Tensor, start: float, end: float, taken: list[Step] | None) -> Solved:
-        span, t = end - start, start
+        span, t, tableau = end - start, start, TABLEAUS["dopri5"]
         h, slope, asked = span * self.tolerance**0.2, f(start, z), 1
         while True:
             last = abs(h) >= abs(end - t)
             h = end - t if last else h
-            moved, slopes = _runge_kutta(f, z, t, h, slope)
-            slopes.append(f(t + h, moved))
-            asked += len(slopes) - 1
-            ratio = self._ratio(z, moved, slopes, h)
+            there, slopes = _step(tableau, f, z, t, h, slope)
+            ahead = f(t + h, there)  # the next step's first
+            asked += len(slopes)
+            ratio = self._ratio(z, there, [*slopes, ahead], h)
             if ratio <= 1:
                 if taken is not None:
-                    taken.append((t, h, z))
-                z, slope, t = moved, slopes[-1], t + h
+                    taken.append(Step(t, h, z, slopes))
+                z, slope, t = there, ahead, t + h
                 if last:
                     return Solved(z, asked)
             grow = _SAFETY * ratio**-0.2 if ratio > 0 else _GROW  # of what is not a number it is false
@@ -149,10 +188,10 @@ class Solver:
                 raise self.lost(t, f"{asked} evaluations do not lead to the end")
 
     @torch.no_grad()
-    def _ratio(self, z: Tensor, moved: Tensor, slopes: Sequence[Tensor], h: float) -> float:
+    def _ratio(self, z: Tensor, there: Tensor, slopes: Sequence[Tensor], h: float) -> float:
         """A step's error over what it may be."""
-        error = _moved(None, slopes, _ERROR, h)
-        allowed = torch.maximum(z.abs(), moved.abs()).add_(1.0).mul_(self.tolerance)
+        error = moved(torch.zeros_like(z), slopes, _ERROR, h)
+        allowed = torch.maximum(z.abs(), there.abs()).add_(1.0).mul_(self.tolerance)
         return float(error.div_(allowed).square_().flatten(1).mean(1).max()) ** 0.5
 
     def lost(self, t: float | None, why: str) -> ConvergenceError:
@@ -171,46 +210,25 @@ class Solver:
         )
 
 
-def _moved(z: Tensor | None, slopes: Sequence[Tensor], row: Sequence[float], h: float) -> Tensor:
-    """The sum z + h sum_i row_i k_i, or what is added to z where there is none."""
-    first = slopes[0]
-    sum_ = first * (h * row[0]) if z is None else torch.add(z, first, alpha=h * row[0])
-    for slope, weight in zip(slopes[1:], row[1:], strict=True):
+def moved(z: Float[Tensor, "N ..."], slopes: Sequence[Tensor], row: Sequence[float], h: float) -> Tensor:
+    """The sum z + h sum_i row_i k_i.
+
+    Args:
+        z: where one is.
+        slopes: k, as many as the row is long.
+        row: what of each is gone.
+        h: how far.
+    """
+    sum_: Tensor | None = None
+    for slope, weight in zip(slopes, row, strict=True):
         if weight:
-            sum_.add_(slope, alpha=h * weight)
-    return sum_
+            sum_ = torch.add(z, slope, alpha=h * weight) if sum_ is None else sum_.add_(slope, alpha=h * weight)
+    return z if sum_ is None else sum_
 
 
-def _runge_kutta(f: Field, z: Tensor, t: float, h: float, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Where a step of dopri5 leads, and the six slopes that lead there, the first of which is known."""
-    slopes = [slope]
-    for node, row in zip(_NODES, _ROWS[:-1], strict=True):
-        slopes.append(f(t + node * h, _moved(z, slopes, row, h)))
-    return _moved(z, slopes, _ROWS[-1], h), slopes
-
-
-def _dopri5(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    return _runge_kutta(f, z, t, h, f(t, z))[0]
-
-
-def _euler(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    return torch.add(z, f(t, z), alpha=h)
-
-
-def _midpoint(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    return torch.add(z, f(t + h / 2, torch.add(z, f(t, z), alpha=h / 2)), alpha=h)
-
-
-def _heun(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    first = f(t, z)
-    ahead = torch.add(z, first, alpha=h)
-    return torch.add(z, first + f(t + h, ahead), alpha=h / 2)
-
-
-STEPS: dict[Scheme, Callable[[Field, Tensor, float, float], Tensor]] = {
-    "euler": _euler,
-    "midpoint": _midpoint,
-    "heun": _heun,
-    "dopri5": _dopri5,
-}
-"""One step of each: the field, where it begins and when, and how long it is, to where it leads."""
+def _step(tableau: Tableau, f: Field, z: Tensor, t: float, h: float, first: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Where a step leads, and its slopes, the first of which is known."""
+    slopes = [first]
+    for node, row in zip(tableau.nodes, tableau.rows, strict=True):
+        slopes.append(f(t + node * h, moved(z, slopes, row, h)))
+    return moved(z, slopes, tableau.weights, h), slopes
