@@ -154,7 +154,7 @@ def nearest_noise(
     """
     if _MISSING:
         what = "optimal transport between noise and rows is solved by scipy, which is not installed"
-        do = "Install it with `pip install scipy`, or set it to none."
+        do = "Install it with `pip install 'danlu[density]'`, or set it to none."
         raise UnsupportedError(what, where="method.pairing", do=do)
     assign: Any = importlib.import_module("scipy.optimize").linear_sum_assignment
     own = torch.arange(len(data))

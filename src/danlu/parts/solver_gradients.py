@@ -75,7 +75,10 @@ def adjoint(
         ConvergenceError: see `Solver.solve`.
     """
     if _MISSING:
-        what, do = "the adjoint equation is solved by torchdiffeq, which is not installed", "pip install torchdiffeq"
+        what, do = (
+            "the adjoint equation is solved by torchdiffeq, which is not installed",
+            "pip install 'danlu[density]'",
+        )
         raise UnsupportedError(what, where="method.adjoint", do=f"Install it with `{do}`, or set it to false.")
     peer: Any = importlib.import_module("torchdiffeq")
     asked = 0
@@ -170,6 +173,7 @@ def _pulled(way: _Way, step: Step, given: Tensor, sums: list[Tensor]) -> Tensor:
             whole = whole + found[0]
             for j, weight in enumerate(row):
                 if weight:
-                    add = h * weight
-                    back[j] = found[0] * add if back[j] is None else torch.add(back[j], found[0], alpha=add)
+                    known = back[j]
+                    add = found[0] * (h * weight)
+                    back[j] = add if known is None else known.add_(add)
     return whole
