@@ -16,7 +16,7 @@ from benchmarks.settings import Options
 
 NAMES = (
     *("startup", "dropout", "data", "first_step", "checkpoint", "guards", "adapters", "mfu", "ring", "parallel"),
-    *("acting", "returns", "sft", "lora", "dpo", "throughput", "lengths", "tuning"),
+    *("density", "acting", "likelihoods", "returns", "sft", "lora", "dpo", "throughput", "lengths", "tuning"),
 )
 """The quickest first."""
 

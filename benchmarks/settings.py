@@ -101,6 +101,10 @@ ACTING_SPEED_UP = {
     "ddpg": Target(least=1.3),
 }
 """Environment steps a second over those of stable-baselines3 (TRPO: sb3-contrib)."""
+DENSITY_SPEED_UP = {"overhead": Target(least=1.5), "products": Target(least=1.0)}
+"""Rows a second, learned from and made, over those of other libraries, by what an update's time is bound by."""
+DENSITY_MEMORY = Target(most=1.0)
+"""What learning a density adds to a process's memory, over what it adds to another library's."""
 GUARDS = Target(most=0.01)
 """What guards may add to an update, as a share of it."""
 FIRST_STEP_SECONDS = Target(most=20.0)

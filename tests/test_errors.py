@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 from danlu import errors
-from danlu.errors import CheckpointError, DanluError, DataError, RecipeError, RunError, UnsupportedError, did_you_mean
+from danlu.errors import (
+    CheckpointError,
+    ConvergenceError,
+    DanluError,
+    DataError,
+    RecipeError,
+    RunError,
+    UnsupportedError,
+    did_you_mean,
+)
 
-ALL = [DanluError, RecipeError, DataError, CheckpointError, UnsupportedError, RunError]
+ALL = [DanluError, RecipeError, DataError, CheckpointError, UnsupportedError, ConvergenceError, RunError]
 
 
 @pytest.mark.parametrize(

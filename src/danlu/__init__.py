@@ -19,6 +19,7 @@ from danlu.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from danlu.acting_files import Policy, load_agent
+    from danlu.density_files import load_density
     from danlu.exporting import Exported, export
     from danlu.generate import LanguageModel
     from danlu.reading import load_recipe
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "load",
     "load_agent",
+    "load_density",
     "load_recipe",
     "resume",
     "train",
@@ -48,6 +50,7 @@ _HOMES = {
     "LanguageModel": "danlu.generate",
     "Policy": "danlu.acting_files",
     "load_agent": "danlu.acting_files",
+    "load_density": "danlu.density_files",
     "Recipe": "danlu.recipe",
     "load_recipe": "danlu.reading",
     "Run": "danlu.training",

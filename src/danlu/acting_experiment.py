@@ -13,12 +13,7 @@ import torch
 
 from danlu.acting import Agent
 from danlu.acting_files import Policy, agent_of, environments_of, save_agent
-from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
-from danlu.engine.guarding import Guards
-from danlu.engine.guards.clock import Clock
-from danlu.engine.guards.repeats import Repeats
-from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import ALONE, Ranks
@@ -30,6 +25,7 @@ from danlu.gif import write_gif
 from danlu.random import fold
 from danlu.reading import dump_recipe
 from danlu.recipe_acting import ActingRecipe
+from danlu.turning import loop_over
 from danlu.world.environments import Environments
 from danlu.world.recording import record
 
@@ -113,39 +109,27 @@ class ActingExperiment:
             optimizer=self.optimizer(),
             schedule=recipe.optimizer.schedule,
             lr=recipe.optimizer.lr,
+            clip_norm=recipe.optimizer.clip_norm,
             share=lambda step: plan.share(step, source.epochs),
             tried=self.tried,
             seed=settings.seed,
             parallel=self.parallel,
         )
-        calm = settings.guards.model_copy(update={"spike": "ignore", "unmoved_after": None})
-        guards = Guards(
-            calm,
+        return loop_over(
             turns,
-            Clock(settings.max_time, self.steps or None, began=self.began),
-            Repeats(plan.epochs, steps=settings.steps),
-            lambda message, step: recorder.event("warning", step=step, message=message),
-        )
-        history = History(
-            updater=turns,
-            source=source,
-            guards=guards,
-            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
-            recorder=recorder,
-            keep=settings.keep_checkpoints,
-            identity={"recipe": dump_recipe(recipe), "base": None, "asked": {}},
-        )
-        return Loop(
-            updater=turns,
-            source=source,
-            held_out=None if self.environments is None or not recipe.data.eval_episodes else lambda: (),
+            source,
+            run=run,
+            settings=settings,
+            guards=settings.guards.model_copy(update={"spike": "ignore", "unmoved_after": None}),
+            plan=plan,
             schedule=recipe.optimizer.schedule,
             device=self.device,
-            plan=plan,
-            history=history,
+            began=self.began,
+            steps=self.steps,
             recorder=recorder,
-            guards=guards,
-            shown=lambda: self._shown(run, history.progress.step),
+            identity={"recipe": dump_recipe(recipe), "base": None, "asked": {}},
+            held_out=None if self.environments is None or not recipe.data.eval_episodes else lambda: (),
+            shown=lambda history: self._shown(run, history.progress.step),
             stopping=stopping,
         )
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from danlu.packed import Packed, Targets
+from danlu.random import token_keys
 
 
 class Sample(Protocol):
@@ -175,6 +176,23 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    @property
+    def sample_ids(self) -> list[int]:
+        """Which samples it holds, in order."""
+        return list(dict.fromkeys(self.packed.sample.tolist()))
+
+    @property
+    def weights(self) -> Tensor:
+        """How much each target counts, ``[M]``."""
+        return self.targets.weights
+
+    def keyed(self, key: int) -> Batch:
+        """The same with a random key for every row, of an update's key."""
+        packed = self.packed
+        keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())
+        beside = None if self.beside is None else self.beside.keyed(key)
+        return replace(self, packed=replace(packed, keys=keys.to(packed.tokens.device), key=key), beside=beside)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from danlu.acting import ActingMethod
 from danlu.config import Config
-from danlu.reading import dump_recipe, read_recipe
+from danlu.reading import dump_recipe, family_of, read_recipe
 from danlu.recipe import HubModel
 from danlu.registry import exported
 from danlu.yaml_text import to_yaml
@@ -59,8 +58,9 @@ def _write_name(config: Config, depth: int, lines: list[str]) -> None:
         return
     known = exported(kind)
     own = next(e for e in known if e.target is type(config))
-    alike = [e for e in known if isinstance(config, ActingMethod) == issubclass(e.target, ActingMethod)]
-    others = ", ".join(e.name for e in alike)
+    if kind == "method":
+        known = [e for e in known if family_of(e.target) is family_of(type(config))]
+    others = ", ".join(e.name for e in known)
     lines.append(f"{'  ' * depth}name: {own.name}  # {own.summary} One of: {others}")
 
 

@@ -67,7 +67,7 @@ class Console:
         if kind in ("start", "resume"):
             self._progress.update(self._task, total=event["steps"], completed=event.get("step", 0))
         if not self._terminal:
-            if kind in ("data", "world", "model", "ranks", "note", "doctor", "resume", *_TOLD):
+            if kind in ("data", "world", "rows", "model", "ranks", "note", "doctor", "resume", *_TOLD):
                 self._say({k: v for k, v in event.items() if k not in ("time", "length_histogram")})
         elif kind in ("note", "doctor", *_TOLD):
             self._progress.print(event["message"], markup=False, highlight=False)
@@ -75,6 +75,8 @@ class Console:
             self._progress.print(_told(event))
         elif kind == "world":
             self._progress.print(_world(event))
+        elif kind == "rows":
+            self._progress.print(_rows(event), markup=False, highlight=False)
         elif kind == "ranks":
             self._progress.print(f"{event['size']} ranks, {event['parallel']}")
         elif kind == "model":
@@ -99,7 +101,17 @@ def _measured(row: Mapping[str, Any]) -> str:
         words += f"  return {row['return']:.2f}"
     if "total_env_steps" in row:
         words += f"  {row['total_env_steps']:,} steps  {row['steps_per_second']:,.0f} steps/s"
+    if "samples_per_second" in row:
+        words += f"  {row['samples_per_second']:,.0f} rows/s"
     return words
+
+
+def _rows(rows: Mapping[str, Any]) -> str:
+    """What rows a distribution is learned of, on a line."""
+    each = " x ".join(map(str, rows["shape"])) + (" numbers" if len(rows["shape"]) == 1 else " images")
+    given = f", given one of {rows['classes']} classes" if rows["classes"] else ""
+    given += f", given {rows['features']} numbers" if rows["features"] else ""
+    return f"{rows['rows']:,} rows of {each}{given}; {rows['held_out_rows']:,} held out"
 
 
 def _world(world: Mapping[str, Any]) -> str:
@@ -128,7 +140,8 @@ def _told(data: Mapping[str, Any]) -> str:
 def _trained(model: Mapping[str, Any]) -> str:
     """What is trained, on a line."""
     whole, trained = model["parameters"], model["trainable"]
-    line = f"{model['architecture'] if 'architecture' in model else model['agent']}: {whole:,} parameters"
+    what = next(model[kind] for kind in ("architecture", "agent", "density") if kind in model)
+    line = f"{what}: {whole:,} parameters"
     if trained == whole or "saved_bytes" not in model:
         return line
     saved = f"{memory(model['saved_bytes'])} of gradients and averages saved, {model['passes'] / 3:.0%} of the products"

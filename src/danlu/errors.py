@@ -6,6 +6,7 @@ DanluError
 ├── DataError          a data file that cannot be read as it is
 ├── CheckpointError    a checkpoint or model directory that is absent, incomplete or altered
 ├── UnsupportedError   a combination that this device or model cannot run correctly
+├── ConvergenceError   an equation that was not solved to the accuracy that was asked for
 └── RunError           a run that had to stop
 ```
 
@@ -65,6 +66,10 @@ class CheckpointError(DanluError):
 
 class UnsupportedError(DanluError):
     """A combination that this device or model cannot run correctly."""
+
+
+class ConvergenceError(DanluError):
+    """An equation that was not solved to the accuracy that was asked for."""
 
 
 class RunError(DanluError):

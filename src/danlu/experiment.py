@@ -19,12 +19,7 @@ from danlu.architecture.checkpoint import save_model
 from danlu.contracts import SequenceModel, Source
 from danlu.data import Data, DataSource
 from danlu.data.chat_template import ChatTemplate
-from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
-from danlu.engine.guarding import Guards
-from danlu.engine.guards.clock import Clock
-from danlu.engine.guards.repeats import Repeats
-from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import Ranks
@@ -37,6 +32,7 @@ from danlu.hub_files import ending_tokens
 from danlu.pretrained import named_base, with_base
 from danlu.reading import dump_recipe
 from danlu.recipe import HubModel, Recipe
+from danlu.turning import loop_over
 from danlu.units import duration
 
 _MEASUREMENTS = 10
@@ -101,29 +97,12 @@ class Experiment:
         recipe, settings = self.recipe, self.recipe.run
         every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
         source, held_out = self._recalling(recorder)
-        updater = self.updater()
-        guards = Guards(
-            settings.guards,
-            updater,
-            Clock(settings.max_time, self.steps or None, began=self.began),
-            Repeats(settings.epochs, steps=settings.steps),
-            lambda message, step: recorder.event("warning", step=step, message=message),
-        )
-        history = History(
-            updater=updater,
-            source=source,
-            guards=guards,
-            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
-            recorder=recorder,
-            keep=settings.keep_checkpoints,
-            identity={"recipe": dump_recipe(recipe), "base": self.base, "asked": dict(self.starts)},
-        )
-        return Loop(
-            updater=updater,
-            source=source,
-            held_out=held_out,
-            schedule=recipe.optimizer.schedule,
-            device=self.device,
+        return loop_over(
+            self.updater(),
+            source,
+            run=run,
+            settings=settings,
+            guards=settings.guards,
             plan=Plan(
                 steps=settings.steps,
                 epochs=settings.epochs,
@@ -131,10 +110,14 @@ class Experiment:
                 checkpoint_every=settings.checkpoint_every or every,
                 lr=recipe.optimizer.lr,
             ),
-            history=history,
+            schedule=recipe.optimizer.schedule,
+            device=self.device,
+            began=self.began,
+            steps=self.steps,
             recorder=recorder,
-            guards=guards,
-            shown=lambda: (("sample", {"prompt": p, "text": t}) for p, t in self.continuations()),
+            identity={"recipe": dump_recipe(recipe), "base": self.base, "asked": dict(self.starts)},
+            held_out=held_out,
+            shown=lambda _: (("sample", {"prompt": p, "text": t}) for p, t in self.continuations()),
             stopping=stopping,
         )
 

@@ -31,6 +31,7 @@ from danlu.pretrained import base_directory, load_pretrained, named_base
 from danlu.reading import load_recipe
 from danlu.recipe import HubModel
 from danlu.recipe_acting import ActingRecipe
+from danlu.recipe_density import DensityRecipe
 from danlu.run_folder import recipe_of, require_checkpoint
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -167,9 +168,15 @@ def _directory(model: str | Path, scratch: Path, step: int | None) -> Path:
 
 def _assembled(run: Path, scratch: Path, step: int | None) -> Path:
     """A run's checkpoint, as the run would write it at its end, on one process."""
-    if isinstance(recipe_of(run, ()), ActingRecipe):
-        what = "the run is of an agent, which no other tool reads"
-        raise UnsupportedError(what, where=run, do="Use its final/ by danlu play or danlu.load_agent.")
+    match recipe_of(run, ()):
+        case ActingRecipe():
+            what, do = "the run is of an agent", "Use its final/ by danlu play or danlu.load_agent."
+        case DensityRecipe():
+            what, do = "the run is of a density", "Use its final/ by danlu generate or danlu.load_density."
+        case _:
+            what = do = ""
+    if what:
+        raise UnsupportedError(f"{what}, which no other tool reads", where=run, do=do)
     overrides = ("run.device=cpu", "run.compile=false", "run.recompute=none", "run.parallel=auto")
     recipe = load_recipe(recipe_of(run, overrides)).alone
     require_checkpoint(run)

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from danlu.acting import ActingMethod
 from danlu.config import Config, Kind
 from danlu.errors import RecipeError, did_you_mean
 from danlu.recipe import HubModel, Recipe, Roles
 from danlu.recipe_acting import ActingRecipe
+from danlu.recipe_density import DensityRecipe
 from danlu.registry import exported, lookup, name_of
 from danlu.yaml_text import parse_value, parse_yaml
 
@@ -50,8 +50,15 @@ def recipe_text(name: str) -> str:
         raise RecipeError("the recipe is not UTF-8 text", where=name) from None
 
 
-AnyRecipe: TypeAlias = Recipe | ActingRecipe
-"""A recipe of either family."""
+AnyRecipe: TypeAlias = Recipe | ActingRecipe | DensityRecipe
+"""A recipe of any family."""
+_FAMILIES: dict[str, type[AnyRecipe]] = {"experience": ActingRecipe, "rows": DensityRecipe}
+"""By what a method learns from; all others learn from sequences."""
+
+
+def family_of(method: type[Any]) -> type[AnyRecipe]:
+    """The recipes that a method is for."""
+    return _FAMILIES.get(method.learns_from, Recipe)
 
 
 def load_recipe(
@@ -60,13 +67,14 @@ def load_recipe(
     """`read_recipe` of a method that learns from sequences.
 
     Raises:
-        RecipeError: also where it learns from acting.
+        RecipeError: also where it learns from anything else.
     """
     recipe = read_recipe(source, overrides, interpolate=interpolate)
     if isinstance(recipe, Recipe):
         return recipe
-    what = f"{name_of(type(recipe.method))} learns from acting, and this is for models of sequences"
-    raise RecipeError(what, where="method", do="Use danlu train, danlu play or danlu report.")
+    source = "acting" if isinstance(recipe, ActingRecipe) else "rows of an array"
+    what = f"{name_of(type(recipe.method))} learns from {source}, and this is for models of sequences"
+    raise RecipeError(what, where="method", do="Use danlu train, danlu resume or danlu report.")
 
 
 def read_recipe(
@@ -82,7 +90,7 @@ def read_recipe(
     Raises:
         RecipeError: for whatever in it cannot be meant, by its place.
     """
-    if isinstance(source, Recipe | ActingRecipe):
+    if isinstance(source, AnyRecipe):
         source = dump_recipe(source)
     if isinstance(source, Mapping):
         raw, name = copy.deepcopy(dict(source)), "recipe"
@@ -178,9 +186,9 @@ class Reader:
         """All of it."""
         method = raw.get("method")
         name = method.get("name") if isinstance(method, Mapping) else method
-        acting = any(e.name == name and issubclass(e.target, ActingMethod) for e in exported("method"))
-        read = self.config(ActingRecipe if acting else Recipe, raw, ())
-        assert isinstance(read, Recipe | ActingRecipe)
+        known = (e.target for e in exported("method") if e.name == name)
+        read = self.config(next(map(family_of, known), Recipe), raw, ())
+        assert isinstance(read, AnyRecipe)
         return read
 
     def fail(self, path: tuple[str, ...], what: str, do: str = "") -> RecipeError:

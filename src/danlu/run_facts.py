@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
+from functools import singledispatch
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from danlu.acting_experiment import ActingExperiment
+from danlu.density_experiment import DensityExperiment
 from danlu.engine.work import passes
 from danlu.experiment import Experiment
 from danlu.parts.quantized import num_bytes, num_weights
@@ -18,10 +20,18 @@ from danlu.registry import name_of
 from danlu.world.finite import map_of
 
 
-def plan(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
-    """What would run: sizes, the first step, the least it could take."""
-    if isinstance(experiment, ActingExperiment):
-        return {"device": experiment.device.name, **model_facts(experiment), **data_facts(experiment)[1]}
+AnyExperiment: TypeAlias = Experiment | ActingExperiment | DensityExperiment
+"""An experiment of any family."""
+
+
+@singledispatch
+def plan(experiment: AnyExperiment) -> dict[str, Any]:
+    """What would run: what it is made of and learns from; of sequences also the first step, the least it could take."""
+    return {"device": experiment.device.name, **model_facts(experiment), **data_facts(experiment)[1]}
+
+
+@plan.register
+def _(experiment: Experiment) -> dict[str, Any]:
     policy, data = experiment.policy, experiment.data
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     updater = experiment.updater()
@@ -55,11 +65,10 @@ def _beside(experiment: Experiment) -> int:
     return sum(p.numel() for model in kept for p in model.parameters())
 
 
-def versions(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
+def versions(experiment: AnyExperiment) -> dict[str, Any]:
     """What it runs on: packages, the machine, what is random."""
     packages = {}
-    acting = isinstance(experiment, ActingExperiment)
-    for package in ("danlu", "numpy", "safetensors", "gymnasium" if acting else "tokenizers"):
+    for package in ("danlu", "numpy", "safetensors", _PACKAGES[type(experiment)]):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
@@ -83,10 +92,14 @@ def _peak(experiment: Experiment) -> dict[str, Any]:
     return {"peak_flops": experiment.device.peak_flops(experiment.policy.compute_dtype)}
 
 
-def data_facts(experiment: Experiment | ActingExperiment) -> tuple[str, dict[str, Any]]:
+@singledispatch
+def data_facts(experiment: AnyExperiment) -> tuple[str, dict[str, Any]]:
     """What it learns from, as far as that has been read: the kind of event, and its fields."""
-    if isinstance(experiment, ActingExperiment):
-        return "world", _world_facts(experiment)
+    raise NotImplementedError(type(experiment))
+
+
+@data_facts.register
+def _(experiment: Experiment) -> tuple[str, dict[str, Any]]:
     data = experiment.data
     facts = asdict(data.train.statistics)
     measured = {} if data.held_out is None else asdict(data.held_out.statistics)
@@ -101,13 +114,14 @@ def data_facts(experiment: Experiment | ActingExperiment) -> tuple[str, dict[str
     }
 
 
-def _world_facts(experiment: ActingExperiment) -> dict[str, Any]:
+@data_facts.register
+def _(experiment: ActingExperiment) -> tuple[str, dict[str, Any]]:
     data, environments = experiment.recipe.data, experiment.environments
     if environments is None or data.env is None:
-        root = getattr(experiment.recipe.method, "sought", None)
-        return {"env": None, **({} if root is None else {"root": float(root()[0])})}
+        root = experiment.recipe.method.root
+        return "world", {"env": None, **({} if root is None else {"root": root})}
     spaces = environments.spaces
-    return {
+    return "world", {
         "env": data.env,
         "num_envs": environments.num_envs,
         "observation": str(spaces.observation),
@@ -118,13 +132,33 @@ def _world_facts(experiment: ActingExperiment) -> dict[str, Any]:
     }
 
 
-def model_facts(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
+@data_facts.register
+def _(experiment: DensityExperiment) -> tuple[str, dict[str, Any]]:
+    return "rows", experiment.rows_facts()
+
+
+@singledispatch
+def model_facts(experiment: AnyExperiment) -> dict[str, Any]:
     """What is trained, and what it saves that the rest is not: gradients, averages, products."""
-    if isinstance(experiment, ActingExperiment):
-        kept = {name: value.numel() for name, value in experiment.policy.state_dict().items()}
-        trained = sum(p.numel() for p in experiment.policy.parameters() if p.requires_grad)
-        method = name_of(type(experiment.recipe.method))
-        return {"agent": method, "parameters": sum(kept.values()), "trainable": trained}
+    raise NotImplementedError(type(experiment))
+
+
+@model_facts.register
+def _(experiment: DensityExperiment) -> dict[str, Any]:
+    parameters = sum(p.numel() for p in experiment.policy.parameters())
+    return {"density": name_of(type(experiment.recipe.method)), "parameters": parameters, "trainable": parameters}
+
+
+@model_facts.register
+def _(experiment: ActingExperiment) -> dict[str, Any]:
+    kept = {name: value.numel() for name, value in experiment.policy.state_dict().items()}
+    trained = sum(p.numel() for p in experiment.policy.parameters() if p.requires_grad)
+    method = name_of(type(experiment.recipe.method))
+    return {"agent": method, "parameters": sum(kept.values()), "trainable": trained}
+
+
+@model_facts.register
+def _(experiment: Experiment) -> dict[str, Any]:
     policy, recipe = experiment.policy, experiment.recipe
     whole, trained = num_weights(policy), sum(p.numel() for p in policy.parameters() if p.requires_grad)
     saved = {"saved_bytes": _KEPT_BYTES * (whole - trained), "passes": round(passes(policy), 3)}
@@ -139,3 +173,5 @@ def model_facts(experiment: Experiment | ActingExperiment) -> dict[str, Any]:
 
 _KEPT_BYTES = 12
 """Of each trained number: its gradient and two averages, in float32."""
+_PACKAGES = {Experiment: "tokenizers", ActingExperiment: "gymnasium", DensityExperiment: "pyarrow"}
+"""What a run of each family depends on most, beside what all do."""

@@ -13,9 +13,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from danlu.acting_experiment import ActingExperiment, assemble_acting
+from danlu.acting_experiment import assemble_acting
 from danlu.build import assemble
 from danlu.checking import diagnose
+from danlu.density_experiment import assemble_density
 from danlu.engine.device import device_kind, keep_freed_memory
 from danlu.engine.launch import joined, leave_word, word_left
 from danlu.engine.lock import locked
@@ -28,7 +29,8 @@ from danlu.insight.report import write_report
 from danlu.parts.compiled import compilation
 from danlu.reading import AnyRecipe, dump_recipe, read_recipe
 from danlu.recipe import Recipe
-from danlu.run_facts import data_facts, model_facts, plan, versions
+from danlu.recipe_acting import ActingRecipe
+from danlu.run_facts import AnyExperiment, data_facts, model_facts, plan, versions
 from danlu.run_folder import (
     begin,
     changes_since,
@@ -65,7 +67,7 @@ def train(
     """Train as a recipe says.
 
     Args:
-        recipe: a path, a built-in name, a dictionary or a `Recipe` (or `ActingRecipe`).
+        recipe: a path, a built-in name, a dictionary or a recipe.
         overrides: "dotted.key=value".
         listeners: who else hears of each step.
 
@@ -114,17 +116,19 @@ def _resumed(
             return _carry_out(run, experiment, listeners, resuming=True, step=step, notes=told)
 
 
-def _assembled(recipe: AnyRecipe, ranks: Ranks = ALONE) -> Experiment | ActingExperiment:
-    return assemble(recipe, ranks) if isinstance(recipe, Recipe) else assemble_acting(recipe, ranks)
+def _assembled(recipe: AnyRecipe, ranks: Ranks = ALONE) -> AnyExperiment:
+    if isinstance(recipe, Recipe):
+        return assemble(recipe, ranks)
+    return assemble_acting(recipe, ranks) if isinstance(recipe, ActingRecipe) else assemble_density(recipe, ranks)
 
 
-def _examined(experiment: Experiment | ActingExperiment) -> Diagnosis | None:
+def _examined(experiment: AnyExperiment) -> Diagnosis | None:
     """The doctor's short form, which one rank asks for.
 
     Raises:
         DataError: when it sees a row that would stop the run later.
     """
-    if isinstance(experiment, ActingExperiment):
+    if not isinstance(experiment, Experiment):
         return None
     seen: list[Diagnosis] = []
     experiment.ranks.lead(lambda: seen.append(_diagnosed(experiment)))
@@ -152,7 +156,7 @@ def dry_run(recipe: str | Path | Mapping[str, Any] | AnyRecipe, *overrides: str)
 
 def _carry_out(
     run: Path,
-    experiment: Experiment | ActingExperiment,
+    experiment: AnyExperiment,
     listeners: Sequence[Listener],
     *,
     diagnosis: Diagnosis | None = None,
@@ -222,7 +226,7 @@ def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: AnyR
 
 
 def _introduce(
-    run: Path, experiment: Experiment | ActingExperiment, diagnosis: Diagnosis | None, recorder: Recorder
+    run: Path, experiment: AnyExperiment, diagnosis: Diagnosis | None, recorder: Recorder
 ) -> None:
     """Write down what is trained, and what the doctor saw."""
     recorder.event("model", **model_facts(experiment))

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import danlu
 from danlu.engine.record import rows_of
 from danlu.errors import CheckpointError, DanluError, RecipeError, UnsupportedError
+from tests.broken_off import EndedError, Until
 
 SMALL: dict[str, tuple[str, ...]] = {
     "ppo": ("data.env=CartPole-v1", "data.num_envs=4", "run.steps=6"),
@@ -41,25 +43,6 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def weights(run: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = load_file(run / "final" / "model.safetensors")
     return found
-
-
-class EndedError(Exception):
-    """A listener that has heard enough."""
-
-
-class Until:
-    """Ends a process's work after so many updates, without a word."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def metrics(self, row: Any) -> None:
-        if row["step"] >= self._step:
-            raise EndedError
-
-    def event(self, event: Any) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize("recipe", SMALL)
@@ -100,6 +83,30 @@ def test_what_it_is_measured_by_is_written_down(tmp_path: Path) -> None:
     assert all(len(event["values"]) == len(event["actions"]) == 25 for event in shown)
     world = next(event for event in rows_of(run.path / "events.jsonl") if event["kind"] == "world")
     assert (world["height"], world["width"], world["cells"]["target"]) == (5, 5, 17)
+
+
+def test_gradients_are_told_of_where_there_are_any(tmp_path: Path) -> None:
+    table, network = (rows(train(name, tmp_path / name).path) for name in ("gridworld", "ppo"))
+    told = {"grad_norm", "lr"}
+    assert not any(told & row.keys() for row in table)
+    turns = [row for row in network if "loss" in row]
+    assert len(turns) == 6
+    assert all(row["grad_norm"] > 0 for row in turns)
+    assert [row["lr"] for row in turns] == pytest.approx([1e-3 * (1 - n / 6) for n in range(1, 7)])
+
+
+def test_how_long_a_gradient_may_be_is_the_optimisers_to_say(tmp_path: Path) -> None:
+    free, held = (
+        train("ppo", tmp_path / str(norm), "run.steps=2", f"optimizer.clip_norm={norm}") for norm in ("null", "1e-12")
+    )
+    start = danlu.load_agent(held.path)
+    before = start.recipe.method.agent(start.spaces, start.recipe.model, 0).state_dict()
+    moved = [
+        max(float((before[k] - torch.from_numpy(v)).abs().max()) for k, v in weights(run.path).items())
+        for run in (free, held)
+    ]
+    assert moved[0] > 1e-3
+    assert moved[1] < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from danlu.batch import Batch
-from danlu.contracts import SequenceMethod, SequenceModel, Terms
+from danlu.contracts import LossMethod, Terms
 from danlu.data import deal, pack
 from danlu.engine.device import Device
 from danlu.engine.guards.words import listed
@@ -26,7 +25,7 @@ from danlu.engine.learner import Learner, Measured
 from danlu.engine.parallel import Parallel
 from danlu.engine.work import passes
 from danlu.errors import RunError
-from danlu.random import fold, token_keys
+from danlu.random import fold
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Updater(Learner):
         parallel: how the trained model lies over ranks.
     """
 
-    models: Mapping[str, SequenceModel]
-    method: SequenceMethod
+    models: Mapping[str, Any]
+    method: LossMethod
     optimizer: torch.optim.Optimizer
     device: torch.device
     pack_tokens: int
@@ -54,7 +53,7 @@ class Updater(Learner):
     parallel: Parallel = field(default_factory=Parallel)
 
     @property
-    def policy(self) -> SequenceModel:
+    def policy(self) -> Any:
         """The model that is trained."""
         return self.models[self.method.roles[0]]
 
@@ -80,17 +79,17 @@ class Updater(Learner):
             "packing_efficiency": measured.tokens / (measured.packs * self.pack_tokens),
         }
 
-    def groups(self, samples: Sequence[Any]) -> list[Batch]:
+    def groups(self, samples: Sequence[Any]) -> list[Any]:
         """This rank's share of an update's samples as groups: shares cost about the same."""
         return self._dealt(self.method.matched(samples))
 
-    def _dealt(self, samples: Sequence[Any]) -> list[Batch]:
+    def _dealt(self, samples: Sequence[Any]) -> list[Any]:
         if self.parallel.shares > 1:
             shares = deal([self.method.size(sample) for sample in samples], self.parallel.shares)
             samples = [samples[i] for i in shares[self.parallel.share]]
         return [self.method.group(sample) for sample in samples]
 
-    def gradient(self, groups: Sequence[Batch], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
+    def gradient(self, groups: Sequence[Any], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
         """Leave in every parameter the gradient of the step's loss over all ranks.
 
         Args:
@@ -108,17 +107,17 @@ class Updater(Learner):
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         estimates, flops = self._estimated([(groups, packs, agreed)], key)
-        sums, backward = _Sums(), passes(self.policy) - 1
+        sums, backward = _Sums(), self.passes_back()
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):
             self.parallel.begin_pack(self.policy, last=number == agreed.rounds - 1)
-            outcome = self.method.loss(models, replace(keyed(batch, key), estimates=estimates))
+            outcome = self.method.loss(models, replace(batch.keyed(key), estimates=estimates))
             if empty := [name for name in outcome.losses if not counts[name]]:
                 every = self.parallel.ranks.gather(self.places(groups))[:: self.parallel.ring]
                 raise _nothing_to_learn(step + 1, empty[0], list(chain.from_iterable(every)))
             loss = torch.stack([value / counts[name] for name, value in self.part(outcome.losses).items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**self.part(outcome.metrics), "loss": loss})
-            flops += backward * self.policy.flops(batch.packed, len(batch.targets)) + self.forward_flops(batch)
+            flops += backward * self.method.flops(self.policy, batch) + self.forward_flops(batch)
         self.parallel.end_update(self.policy)
         reports = self.parallel.ranks.gather([sums.as_floats(), flops, told()])
         averages = _over(_sum(sums for sums, _, _ in reports), {**counts, "loss": 1.0})
@@ -131,11 +130,11 @@ class Updater(Learner):
             told=[told for _, _, told in reports],
         )
 
-    def places(self, groups: Sequence[Batch]) -> list[str]:
+    def places(self, groups: Sequence[Any]) -> list[str]:
         """See `Learner`."""
         return [place for group in groups for place in group.origin]
 
-    def blame(self, groups: Sequence[Batch], step: int) -> str:
+    def blame(self, groups: Sequence[Any], step: int) -> str:
         """See `Learner`; it is computed again, with the same random keys."""
         from danlu.engine.guards.nonfinite import trace_nonfinite  # which computes what this file does
 
@@ -162,8 +161,12 @@ class Updater(Learner):
         ranks = self.parallel.ring if self.method.by_sequence else 1
         return sums if ranks == 1 else {name: value / ranks for name, value in sums.items()}
 
+    def passes_back(self) -> float:
+        """The matrix products of a backward pass, in forward passes."""
+        return passes(self.policy) - 1
+
     @property
-    def around(self) -> Mapping[str, SequenceModel]:
+    def around(self) -> Mapping[str, Any]:
         """The models as the method asks them."""
         return self.parallel.asked(self.models, values=self.method.by_sequence)
 
@@ -200,7 +203,7 @@ class Updater(Learner):
             packs = self._packed(groups)
             yield groups, packs, self._agree(groups, len(packs))
 
-    def estimates(self, groups: Sequence[Batch], step: int) -> dict[str, float]:
+    def estimates(self, groups: Sequence[Any], step: int) -> dict[str, float]:
         """What a step's loss depends on as a whole, over all ranks; `gradient` takes it by itself."""
         packs = self._packed(groups)
         return self._estimated([(groups, packs, self._agree(groups, len(packs)))], fold(self.seed, step))[0]
@@ -213,44 +216,44 @@ class Updater(Learner):
         models, sums, counts, flops = self.around, _Sums(), Counter[str](), 0.0
         for groups, packs, agreed in chunks:
             for batch in self._turns(packs, groups, agreed.rounds):
-                found = self.method.estimates(models, batch if key is None else keyed(batch, key))
+                found = self.method.estimates(models, batch if key is None else batch.keyed(key))
                 sums.add(self.part(found))
                 flops += self.forward_flops(batch if batch.beside is None else batch.beside)
             counts += agreed.counts
         return _over(_sum(self.parallel.ranks.gather(sums.as_floats())), counts), flops
 
-    def forward_flops(self, batch: Batch) -> int:
+    def forward_flops(self, batch: Any) -> float:
         """Operations of asking every model once."""
-        return sum(model.flops(batch.packed, len(batch.targets)) for model in self.models.values())
+        return sum(self.method.flops(model, batch) for model in self.models.values())
 
-    def packs(self, groups: Sequence[Batch]) -> Iterator[Batch]:
+    def packs(self, groups: Sequence[Any]) -> Iterator[Any]:
         """Some groups as few packs, on the device."""
         packs = self._packed(groups)
         return self._turns(packs, groups, len(packs))
 
-    def passes(self, groups: Sequence[Batch]) -> Iterator[tuple[Sequence[int], Batch]]:
+    def passes(self, groups: Sequence[Any]) -> Iterator[tuple[Sequence[int], Any]]:
         """The packs of this rank's groups, each with the numbers of those in it; as many as the rank with most has."""
         packs = self._packed(groups)
         rounds = max(self.parallel.ranks.gather(len(packs)))
         members = chain(packs, ([] for _ in range(rounds - len(packs))))
         return zip(members, self._turns(packs, groups, rounds), strict=True)
 
-    def _packed(self, groups: Sequence[Batch]) -> list[list[int]]:
+    def _packed(self, groups: Sequence[Any]) -> list[list[int]]:
         """Which groups go through together."""
         return pack([len(group) for group in groups], self.pack_tokens)
 
-    def _agree(self, groups: Sequence[Batch], packs: int) -> _Agreed:
+    def _agree(self, groups: Sequence[Any], packs: int) -> _Agreed:
         """What all ranks are about to do."""
         mine = [dict(_sum(map(self.method.counts, groups))), packs, *_size(groups)]
         told = self.parallel.ranks.gather(mine)[:: self.parallel.ring]  # the ranks of a ring have the same
         counts, each, samples, tokens = zip(*told, strict=True)
         return _Agreed(_sum(counts), max(each), sum(each), sum(samples), sum(tokens))
 
-    def _turns(self, packs: Sequence[Sequence[int]], groups: Sequence[Batch], rounds: int) -> Iterator[Batch]:
+    def _turns(self, packs: Sequence[Sequence[int]], groups: Sequence[Any], rounds: int) -> Iterator[Any]:
         """This rank's packs on the device, and empty ones until all ranks have had as many."""
         for number in range(rounds):
             members = packs[number] if number < len(packs) else ()
-            yield Batch.join([groups[i] for i in members]).to(self.device)
+            yield self.method.join([groups[i] for i in members]).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ class _Agreed:
     tokens: int
 
 
-_Chunk: TypeAlias = tuple[Sequence[Batch], Sequence[Sequence[int]], _Agreed]
+_Chunk: TypeAlias = tuple[Sequence[Any], Sequence[Sequence[int]], _Agreed]
 """Groups, which of them go through together, and what all ranks are about to do."""
 
 
@@ -272,7 +275,7 @@ def _as_they_are(samples: Sequence[Any]) -> Sequence[Any]:
     return samples
 
 
-def _size(groups: Sequence[Batch]) -> tuple[int, int]:
+def _size(groups: Sequence[Any]) -> tuple[int, int]:
     return sum(group.num_samples for group in groups), sum(len(group) for group in groups)
 
 
@@ -315,11 +318,3 @@ def _sum(each: Iterable[Mapping[str, Any]]) -> Counter[str]:
     for counts in each:
         total.update(counts)
     return total
-
-
-def keyed(batch: Batch, key: int) -> Batch:
-    """The batch with a random key for every row."""
-    packed = batch.packed
-    keys = token_keys(key, packed.sample[packed.segment_of_row], packed.offsets.cpu())
-    beside = None if batch.beside is None else keyed(batch.beside, key)
-    return replace(batch, packed=replace(packed, keys=keys.to(packed.tokens.device), key=key), beside=beside)

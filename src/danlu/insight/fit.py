@@ -76,27 +76,39 @@ class _Evidence:
     train_fall_error: float
     held_out_fall: float
     uniform: float | None
+    gained: float | None
 
     @property
     def gap(self) -> float:
         """How far the held-out loss lies above the training loss, as a share of the latter."""
-        return (self.held_out - self.train) / max(abs(self.train), 1e-12)
+        return (self.held_out - self.train) / max(self.scale(self.train), 1e-12)
 
     @property
     def held_out_is_flat(self) -> bool:
-        return self.held_out_fall <= FLAT * abs(self.held_out)
+        return self.held_out_fall <= FLAT * self.scale(self.held_out)
+
+    def scale(self, level: float) -> float:
+        """What a difference from this level is held against."""
+        return abs(level) if self.gained is None else self.gained
+
+    def share(self, difference: float, level: float) -> str:
+        """The difference, in percent of that."""
+        percent = 100 * difference / max(self.scale(level), 1e-12)
+        return f"{percent:.1f} %{'' if self.gained is None else ' of all that was gained'}"
 
     def says(self, verdict: Verdict, sentence: str) -> Fit:
         return Fit(verdict, sentence, self.train, self.held_out, self.best_step)
 
 
-def judge_fit(train: Curve, held_out: Curve, *, vocab_size: int | None = None) -> Fit:
+def judge_fit(train: Curve, held_out: Curve, *, vocab_size: int | None = None, from_first: bool = False) -> Fit:
     """Judges the fit from the two loss curves.
 
     Args:
         train: the training loss of each step, nats a token.
         held_out: the held-out loss at some of the steps, nats a token.
         vocab_size: where known, so that a model that only guesses is recognised.
+        from_first: whether differences are held against how far the held-out loss fell from its first value, rather
+            than against the loss itself: for losses that may be anywhere, such as those of densities.
 
     Example:
         >>> steps = list(range(100))
@@ -115,7 +127,7 @@ def judge_fit(train: Curve, held_out: Curve, *, vocab_size: int | None = None) -
         needed = f"at least {MIN_STEPS} and {MIN_EVALUATIONS} are needed"
         sentence = f"The run is too short to judge: {seen} so far, {needed}."
         return Fit("not known", sentence, _level(train), float(held_out.values[-1]))
-    evidence = _measure(train, held_out, vocab_size)
+    evidence = _measure(train, held_out, vocab_size, from_first)
     for rule in (_diverged, _risen, _guessing, _apart, _unfinished):
         fit = rule(evidence)
         if fit is not None:
@@ -123,9 +135,10 @@ def judge_fit(train: Curve, held_out: Curve, *, vocab_size: int | None = None) -
     return _well(evidence)
 
 
-def _measure(train: Curve, held_out: Curve, vocab_size: int | None) -> _Evidence:
+def _measure(train: Curve, held_out: Curve, vocab_size: int | None, from_first: bool) -> _Evidence:
     best = int(held_out.values.argmin())
     best_step, lowest = int(held_out.steps[best]), float(held_out.values[best])
+    gained = float(held_out.values[0]) - lowest if from_first else None
     after = held_out.values[best + 1 :]
     before_best = train.where(train.steps <= max(best_step, train.steps[0]))
     tail_start = float(train.steps[-1] - TAIL * (train.steps[-1] - train.steps[0]))
@@ -138,11 +151,12 @@ def _measure(train: Curve, held_out: Curve, vocab_size: int | None) -> _Evidence
         train_at_best=_level(before_best),
         # Both of the last two must be above, so that one bad evaluation at the end is no verdict.
         rise=float(after[-2:].min()) - lowest if len(after) > 1 else 0.0,
-        margin=max(RISE * abs(lowest), NOISE * _jitter(held_out)),
+        margin=max(RISE * (abs(lowest) if gained is None else gained), NOISE * _jitter(held_out)),
         train_fall=fall,
         train_fall_error=error,
         held_out_fall=float(np.interp(tail_start, held_out.steps, held_out.values)) - float(held_out.values[-1]),
         uniform=math.log(vocab_size) if vocab_size and vocab_size > 1 else None,
+        gained=gained,
     )
 
 
@@ -187,12 +201,11 @@ def _diverged(e: _Evidence) -> Fit | None:
 def _risen(e: _Evidence) -> Fit | None:
     if e.rise <= e.margin:
         return None
-    percent = 100 * (e.held_out - e.best) / max(abs(e.best), 1e-12)
     return e.says(
         "over-fitting",
-        f"The held-out loss was lowest at step {e.best_step:,} ({e.best:.3f}) and has since risen by {percent:.1f} % "
-        f"to {e.held_out:.3f}, while the training loss went from {e.train_at_best:.3f} to {e.train:.3f}. Stop there, "
-        "or use more data or stronger regularisation.",
+        f"The held-out loss was lowest at step {e.best_step:,} ({e.best:.3f}) and has since risen by "
+        f"{e.share(e.held_out - e.best, e.best)} to {e.held_out:.3f}, while the training loss went from "
+        f"{e.train_at_best:.3f} to {e.train:.3f}. Stop there, or use more data or stronger regularisation.",
     )
 
 
@@ -211,14 +224,15 @@ def _apart(e: _Evidence) -> Fit | None:
         return None
     return e.says(
         "over-fitting",
-        f"The held-out loss ({e.held_out:.3f}) no longer falls and lies {100 * e.gap:.0f} % above the training loss "
-        f"({e.train:.3f}). If both come from the same source, more data or stronger regularisation would help.",
+        f"The held-out loss ({e.held_out:.3f}) no longer falls and lies {e.share(e.held_out - e.train, e.train)} above "
+        f"the training loss ({e.train:.3f}). If both come from the same source, more data or stronger regularisation "
+        "would help.",
     )
 
 
 def _unfinished(e: _Evidence) -> Fit | None:
     certain = e.train_fall > NOISE * e.train_fall_error
-    steep = e.train_fall > STILL_FALLING * abs(e.train)
+    steep = e.train_fall > STILL_FALLING * e.scale(e.train)
     if e.held_out_is_flat or not (certain and steep):
         return None
     return e.says(
@@ -233,8 +247,9 @@ def _well(e: _Evidence) -> Fit:
     falls = f"{max(e.held_out_fall, 0.0):.3f} and {max(e.train_fall, 0.0):.3f}"
     return e.says(
         "fitting well",
-        f"The held-out loss ended at {e.held_out:.3f}, {100 * abs(e.gap):.1f} % {side} the training loss "
-        f"({e.train:.3f}), and does not rise. In the last quarter of the run the two fell by just {falls}.",
+        f"The held-out loss ended at {e.held_out:.3f}, {e.share(abs(e.held_out - e.train), e.train)} {side} the "
+        f"training loss ({e.train:.3f}), and does not rise. In the last quarter of the run the two fell by just "
+        f"{falls}.",
     )
 
 

@@ -71,11 +71,13 @@ class Drawing:
         title: what it says above.
         caption: what it says below.
         moments: the steps, each with markup that is made of numbers alone.
+        unit: what these are numbered by; empty where there is only one.
     """
 
     title: str
     caption: str
     moments: tuple[tuple[int, str], ...]
+    unit: str = "step"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class Page:
     drawings: tuple[Drawing, ...] = ()
     clips: tuple[Clip, ...] = ()
     world: tuple[Fact, ...] = ()
+    outcome: tuple[Fact, ...] = ()
+    outcome_charts: tuple[Chart, ...] = ()
+    outcome_drawings: tuple[Drawing, ...] = ()
 
 
 def render(page: Page, plotly_js: str) -> str:
@@ -115,6 +120,7 @@ def render(page: Page, plotly_js: str) -> str:
     sections = [
         ("Warnings", _sentences("rows sentences warnings", page.warnings)),
         ("Notes", _sentences("rows sentences", page.notes)),
+        ("Density", _outcome(page)),
         ("Training", charts(page.charts)),
         ("Values", "".join(card(_drawing(drawing)) for drawing in page.drawings)),
         ("Episodes", _clips(page.clips)),
@@ -182,12 +188,19 @@ def charts(charts: tuple[Chart, ...]) -> str:
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
+def _outcome(page: Page) -> str:
+    """Charts and pictures of what was learned, and what there is to say of it."""
+    pictures = "".join(card(_drawing(drawing)) for drawing in page.outcome_drawings)
+    shown = [charts(page.outcome_charts), f'<div class="pictures">{pictures}</div>' if pictures else ""]
+    return "".join(part for part in (*shown, card(pairs("pairs", page.outcome))) if part)
+
+
 def _drawing(drawing: Drawing) -> str:
     """All its moments, the last one shown; a slider, which a script brings to life, chooses another."""
     last = len(drawing.moments) - 1
     shown = [
-        f'<div class="moment"{"" if number == last else " hidden"}><h3>{escape(drawing.title)}, step {step:,}</h3>'
-        f"{markup}</div>"
+        f'<div class="moment"{"" if number == last else " hidden"}><h3>{escape(drawing.title)}'
+        f"{f', {drawing.unit} {step:,}' if drawing.unit else ''}</h3>{markup}</div>"
         for number, (step, markup) in enumerate(drawing.moments)
     ]
     slider = f'<input type="range" aria-label="Measurement" min="0" max="{last}" value="{last}" hidden>' if last else ""

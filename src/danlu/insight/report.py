@@ -11,10 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from danlu.insight.acting import acted, acting_charts, acting_facts, descends, judge_acting, world_facts
+from danlu.insight.acting import acted, acting_charts, acting_facts, judge_acting, world_facts
 from danlu.insight.charts import Chart, histogram_chart, loss_chart, metric_chart
 from danlu.insight.clips import clips_of
 from danlu.insight.curve import Curve
+from danlu.insight.density import (
+    density_charts,
+    density_facts,
+    judge_density,
+    learned_density,
+    outcome_charts,
+    outcome_drawings,
+    outcome_facts,
+    outcome_faults,
+)
 from danlu.insight.fit import Fit, judge_fit
 from danlu.insight.page import Fact, Page, Sample, render
 from danlu.insight.preferences import learned_preferences, preference_charts, preference_facts
@@ -86,12 +96,17 @@ def _page(record: Record, together: Chart | None) -> Page:
         drawings=value_drawings(record),
         clips=clips_of(record),
         world=world_facts(record),
+        outcome=outcome_facts(record),
+        outcome_charts=outcome_charts(record),
+        outcome_drawings=outcome_drawings(record),
     )
 
 
 def _fit(record: Record) -> Fit:
     if acted(record):
         return judge_acting(record)
+    if learned_density(record):
+        return judge_density(record)
     data = record.last("data")
     vocab_size = data.number("vocab_size") if data else None
     known = None if vocab_size is None or learned_preferences(record) else int(vocab_size)
@@ -99,12 +114,13 @@ def _fit(record: Record) -> Fit:
 
 
 def _key_facts(record: Record) -> tuple[Fact, ...]:
-    unit = "" if learned_preferences(record) else "nats a token"
+    unit = "" if learned_preferences(record) or learned_density(record) else "nats a token"
     facts: list[Fact | None] = [
         *preference_facts(record),
         *(acting_facts(record) if acted(record) else ()),
+        *(density_facts(record) if learned_density(record) else ()),
         _final(record, "held_out_bits_per_byte", "Held-out bits per byte"),
-        _final(record, "held_out_loss", "Held-out loss", unit),
+        *([] if learned_density(record) else [_final(record, "held_out_loss", "Held-out loss", unit)]),
         _final(record, "held_out_perplexity", "Held-out perplexity"),
     ]
     if not any(facts):
@@ -148,11 +164,7 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
         ((unit, size) for unit, size in (("GiB", 2**30), ("MiB", 2**20)) if _peak(used) >= size), ("B", 1)
     )
     charts = [
-        *(
-            acting_charts(record)
-            if acted(record)
-            else [loss_chart(record.curve("loss"), record.curve("held_out_loss"), *_loss_words(record))]
-        ),
+        *_learning_charts(record),
         *(preference_charts(record) if learned_preferences(record) else ()),
         metric_chart("throughput", "Tokens a second", record.curve("tokens_per_second"), "", from_zero=True),
         metric_chart(
@@ -163,7 +175,7 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
             form=".3~p",
             from_zero=True,
         ),
-        *(_descent_charts(record) if descends(record) else ()),
+        *_descent_charts(record),
         metric_chart(
             "memory",
             "Memory",
@@ -183,6 +195,15 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
         ),
     ]
     return tuple(chart for chart in charts if chart)
+
+
+def _learning_charts(record: Record) -> list[Chart | None]:
+    """The course of what is learned, by what that is."""
+    if acted(record):
+        return acting_charts(record)
+    if learned_density(record):
+        return density_charts(record)
+    return [loss_chart(record.curve("loss"), record.curve("held_out_loss"), *_loss_words(record))]
 
 
 def _descent_charts(record: Record) -> list[Chart | None]:
@@ -218,7 +239,7 @@ def _doubts(record: Record) -> list[str]:
             doubts.append(f"{metric} was not a finite number at step {steps[0]:,}{more}; its chart leaves that out.")
     if record.num_unreadable:
         doubts.append(f"{record.num_unreadable:,} lines of metrics.jsonl and events.jsonl could not be read.")
-    return doubts
+    return [*doubts, *outcome_faults(record)]
 
 
 def _samples(record: Record) -> tuple[Sample, ...]:

@@ -89,6 +89,10 @@ pre b { color: var(--key); font-weight: 500; } pre i { color: var(--muted); font
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 16px; }
 .clip img { display: block; width: 100%; max-height: 320px; object-fit: contain; image-rendering: auto; }
 .clip figcaption { margin-top: 8px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
+.charts + .pictures, .charts + .card, .pictures + .card { margin-top: 16px; }
+.pixels { display: block; width: 100%; max-height: 420px; object-fit: contain; image-rendering: pixelated; }
+.plot .menulayer rect, .plot .slider-rail-rect { cursor: pointer; }
 details summary { cursor: pointer; color: var(--muted); padding: 6px 0; }
 footer { color: var(--muted); font-size: 0.82rem; margin-top: 48px; }
 :focus-visible { outline: 2px solid var(--key); outline-offset: 2px; }
@@ -107,7 +111,7 @@ footer { color: var(--muted); font-size: 0.82rem; margin-top: 48px; }
 SCRIPT = """
 for (const plot of document.querySelectorAll(".plot")) {
   const figure = JSON.parse(document.getElementById(plot.id + "-figure").textContent);
-  Plotly.newPlot(plot, figure.data, figure.layout, {displayModeBar: false, responsive: true});
+  Plotly.newPlot(plot, {...figure, config: {displayModeBar: false, responsive: true}});
 }
 for (const drawing of document.querySelectorAll(".moments")) {
   const slider = drawing.querySelector("input"), moments = drawing.querySelectorAll(".moment");

@@ -12,11 +12,8 @@ References:
 
 from __future__ import annotations
 
-from danlu.acting import Experience, Spaces, Turn
-from danlu.config import Config
 from danlu.method.exploring import Exploring
-from danlu.method.monte_carlo import EpisodeByEpisode, Outcomes
-from danlu.method.tables import ActionTable
+from danlu.method.monte_carlo import EpisodeByEpisode
 from danlu.registry import export
 
 
@@ -31,12 +28,6 @@ class MonteCarloEpsilonGreedy(EpisodeByEpisode):
     epsilon: Exploring = Exploring()
     """The share of actions drawn from all alike."""
 
-    def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActionTable:
-        """See `ActingMethod`."""
-        return ActionTable(spaces, self.initial, self.epsilon.at(0.0))
-
-    def listen(self, agent: ActionTable, experience: Experience, turn: Turn, outcomes: Outcomes) -> None:
-        """So many episodes."""
-        agent.epsilon.fill_(self.epsilon.at(turn.share))
-        for _ in range(self.episodes):
-            self.take(agent, experience.episode(agent, longest=self.longest), outcomes)
+    def exploration(self, share: float) -> float:
+        """See `EpisodeByEpisode`."""
+        return self.epsilon.at(share)

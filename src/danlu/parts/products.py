@@ -34,9 +34,29 @@ def affine(
     return _gathered([_onednn(a[k], b[k], bias[k, 0]) for k in range(len(a))], None)
 
 
+def matrix_product(
+    a: Float[Tensor, "B I"], b: Float[Tensor, "I O"], out: Float[Tensor, "B O"] | None = None
+) -> Float[Tensor, "B O"]:
+    """``a @ b``."""
+    if len(a) * b.numel() < _LARGE or not _known(a):
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    made = _onednn(a, b, None)
+    return made if out is None else out.copy_(made)
+
+
+def matrix_affine(bias: Float[Tensor, " O"], a: Float[Tensor, "B I"], b: Float[Tensor, "I O"]) -> Float[Tensor, "B O"]:
+    """``a @ b + bias``."""
+    if len(a) * b.numel() < _LARGE or not _known(a):
+        return torch.addmm(bias, a, b)
+    return _onednn(a, b, bias)
+
+
 def _large(a: Tensor, b: Tensor) -> bool:
-    known = _ONEDNN and a.dtype is torch.float32 and a.device.type == "cpu"
-    return known and a.shape[1] * a.shape[2] * b.shape[2] >= _LARGE
+    return _known(a) and a.shape[1] * a.shape[2] * b.shape[2] >= _LARGE
+
+
+def _known(a: Tensor) -> bool:
+    return _ONEDNN and a.dtype is torch.float32 and a.device.type == "cpu"
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.build import assemble
 from danlu.contracts import SequenceMethod, SequenceModel
-from danlu.engine.update import Updater, keyed
+from danlu.engine.update import Updater
 from danlu.experiment import Experiment
 from danlu.random import fold
 from danlu.reading import dump_recipe, load_recipe
@@ -90,7 +90,7 @@ class Subject:
 
     def keyed(self, batch: Batch) -> Batch:
         """The batch on the device with the random keys of `STEP`; each row's are its sample's and place's alone."""
-        return keyed(batch.to(self.device), fold(self.experiment.recipe.run.seed, STEP))
+        return batch.to(self.device).keyed(fold(self.experiment.recipe.run.seed, STEP))
 
     @functools.cached_property
     def coupling(self) -> str:

@@ -17,12 +17,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from danlu.batch import Batch
 from danlu.data import pack
 from danlu.engine.guards.watch import finite, watching
 from danlu.engine.guards.words import listed
 from danlu.engine.held import held
-from danlu.engine.update import Updater, keyed
+from danlu.engine.update import Updater
 from danlu.parts.compiled import is_compiling
 from danlu.random import fold
 
@@ -87,7 +86,7 @@ class Trace:
         return f"; {'of the first of them, ' if several else ''}{texts[self.way]}"
 
 
-def trace_nonfinite(learner: Updater, groups: Sequence[Batch], step: int) -> Trace:
+def trace_nonfinite(learner: Updater, groups: Sequence[Any], step: int) -> Trace:
     """Find what made an update's loss or gradient not finite; no weight is changed, and gradients are cleared.
 
     All ranks call this, and get the same answer.
@@ -101,7 +100,7 @@ def trace_nonfinite(learner: Updater, groups: Sequence[Batch], step: int) -> Tra
 
 
 class _Tracer:
-    def __init__(self, learner: Updater, groups: Sequence[Batch], step: int) -> None:
+    def __init__(self, learner: Updater, groups: Sequence[Any], step: int) -> None:
         self._learner, self._groups, self._step = learner, groups, step
         self._ranks, self._share = learner.parallel.ranks, learner.parallel.share
         self._policy = learner.models[learner.method.roles[0]]
@@ -115,7 +114,7 @@ class _Tracer:
     def trace(self) -> Trace:
         if (name := self._first(self._bad_parameter())) is not None:
             return Trace(self._step + 1, "parameter", way="parameter", layer=name)
-        weighed = [n for n, group in enumerate(self._groups) if not finite(group.targets.weights)]
+        weighed = [n for n, group in enumerate(self._groups) if not finite(group.weights)]
         if any(self._ranks.gather(bool(weighed))):  # then so is what every sample's loss is divided by
             return self._trace("samples", weighed, "targets", None)
         self._policy.train()
@@ -170,7 +169,7 @@ class _Tracer:
 
     def _trace(self, cause: Cause, members: Sequence[int], way: Way | None, layer: str | None) -> Trace:
         own = [self._groups[member] for member in members]
-        ids = [sample for group in own for sample in dict.fromkeys(group.packed.sample.tolist())]
+        ids = [sample for group in own for sample in group.sample_ids]
         origins = [place for group in own for place in group.origin]
         every = self._shares([ids, origins, sum(group.num_samples for group in self._groups)])
         samples, places = (tuple(value for each in every for value in each[i]) for i in range(2))
@@ -195,8 +194,8 @@ class _Tracer:
     def _pass(self, members: Sequence[int]) -> Tensor:
         """The loss of some groups as one pack, its gradient added to what is there."""
         learner = self._learner
-        batch = keyed(Batch.join([self._groups[member] for member in members]).to(learner.device), self._key)
-        batch = replace(batch, estimates=self._estimates)
+        joined = learner.method.join([self._groups[member] for member in members])
+        batch = replace(joined.to(learner.device).keyed(self._key), estimates=self._estimates)
         losses = learner.part(learner.method.loss(learner.around, batch).losses)
         loss = torch.stack([value / self._counts[name] for name, value in losses.items()]).sum()
         loss.backward()

@@ -1,0 +1,94 @@
+"""Densities as files, and back: tensors, and what they are made from as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from danlu.data.arrays import Facts
+from danlu.density import Space
+from danlu.errors import CheckpointError
+from danlu.parts.frame import Frame
+from danlu.parts.framed import Framed
+from danlu.reading import dump_recipe, read_recipe
+from danlu.recipe_density import DensityRecipe
+
+_CONFIG, _TENSORS = "density.json", "model.safetensors"
+
+
+def density_of(recipe: DensityRecipe, facts: Facts, frame: Frame) -> Framed:
+    """A recipe's density at its start.
+
+    Args:
+        recipe: what says so.
+        facts: what rows are.
+        frame: how they are shown to the network.
+
+    Raises:
+        UnsupportedError: when its method cannot learn such rows.
+    """
+    method = recipe.method
+    shape = facts.shape if method.takes_images or len(facts.shape) == 1 else (facts.size,)
+    space = Space(shape, classes=len(facts.classes), features=len(facts.features))
+    method.check(space)
+    return Framed(method.density(space, recipe.model, recipe.run.seed), frame)
+
+
+def save_density(framed: Framed, recipe: DensityRecipe, facts: Facts, directory: Path) -> None:
+    """Write a density, and all that it takes to make rows of the data's units with it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in framed.state_dict().items()}, directory / _TENSORS)
+    config = {"recipe": dump_recipe(recipe), "rows": facts.as_json()}
+    (directory / _CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def is_density(path: Path) -> bool:
+    """Whether a density, or a run that has left one, lies in a directory."""
+    return (path / _CONFIG).is_file() or (path / "final" / _CONFIG).is_file()
+
+
+def load_density(path: str | Path) -> Framed:
+    """A density as a run has left it: its directory, or the run's.
+
+    Example:
+        ``density = danlu.load_density("runs/f/final"); rows = density.sample(1000)``
+
+    Raises:
+        CheckpointError: when there is none, or its files are damaged.
+    """
+    return read_density(path)[0]
+
+
+def read_density(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Framed, Facts]:
+    """The same, with what its rows are.
+
+    Args:
+        path: see `load_density`.
+        overrides: fields of its method that are to be others than it was trained by, as "method.steps=10".
+
+    Raises:
+        CheckpointError: see `load_density`.
+    """
+    folder = Path(path)
+    folder = folder / "final" if (folder / "final" / _CONFIG).exists() else folder
+    if not (folder / _CONFIG).exists():
+        do = "Give a run of a method of densities, which has ended, or its final/."
+        raise CheckpointError(f"there is no density here ({_CONFIG})", where=path, do=do)
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        recipe, facts = read_recipe(config["recipe"], overrides), Facts.from_json(config["rows"])
+        assert isinstance(recipe, DensityRecipe)
+        tensors = load_file(folder / _TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
+        raise CheckpointError(f"the density's files cannot be read: {error}", where=folder) from error
+    framed = density_of(recipe, facts, Frame(facts.shape, len(facts.features)))
+    try:
+        framed.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"the density's tensors do not fit it: {first}", where=folder) from error
+    return framed.eval(), facts

@@ -1,0 +1,185 @@
+"""Masked autoregression: every number of a row is moved as those before it say.
+
+    z_i = g(x_i; m_i(x_1 .. x_{i-1}, c))
+
+One network says all m_i at once: each of its hidden units has a degree, and sees what comes no later than that. From
+rows to noise that is one pass a step. The other way numbers come one after another; units are sorted by degree, so each
+is computed once, when what it sees is there, and all D numbers together cost the products of one pass.
+
+References:
+    Germain et al., 2015, "MADE: masked autoencoder for distribution estimation", https://arxiv.org/abs/1502.03509
+    Papamakarios, Pavlakou and Murray, 2017, "Masked autoregressive flow for density estimation",
+    https://arxiv.org/abs/1705.07057
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from danlu.density import Space
+from danlu.parts.bijection import Bijection
+from danlu.parts.conditioner import Conditioners, Layers
+from danlu.parts.flow import Chain, Saved
+from danlu.parts.network import MLP
+from danlu.parts.order import Mixing, of_wholes
+from danlu.parts.prior import Prior
+from danlu.random import fold
+
+
+def degrees(size: int, units: int, *, lowest: int) -> Int[Tensor, " units"]:
+    """How many numbers of a row each unit of a hidden layer sees, from `lowest` to size - 1, spread evenly and sorted.
+
+    Example:
+        >>> degrees(4, 6, lowest=1).tolist()
+        [1, 1, 2, 2, 3, 3]
+    """
+    return lowest + torch.arange(units) * (size - lowest) // units
+
+
+def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Bool[Tensor, "I O"]]:
+    """Of each layer of a network, which weights there are; its outputs are `wants` blocks of one for each number.
+
+    Args:
+        size: numbers of a row; they come first among the inputs.
+        hidden: width of each hidden layer.
+        context: inputs behind them, which all units see.
+        wants: blocks of outputs.
+    """
+    lowest = 0 if context else 1  # a unit that sees nothing would be a bias
+    levels = [torch.cat([torch.arange(1, size + 1), torch.zeros(context, dtype=torch.int64)])]
+    levels += [degrees(size, units, lowest=lowest) for units in hidden]
+    outputs = torch.arange(size).repeat(wants)  # the i-th sees one less than i
+    return [a[:, None] <= b for a, b in zip(levels, (*levels[1:], outputs), strict=True)]
+
+
+class Masked(Chain):
+    """Steps of masked autoregression, the order of numbers another in each.
+
+    Args:
+        space: what a row is, of two numbers or more.
+        bijection: how a number is moved.
+        num: how many steps.
+        network: the networks' hidden layers.
+        mixing: what is done to the order of numbers between steps.
+        seed: weights and orders follow from it.
+        prior: see `Flow`.
+
+    Attributes:
+        conditioners: the networks.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        bijection: Bijection,
+        num: int,
+        network: MLP,
+        mixing: Mixing,
+        seed: int,
+        prior: Prior | None = None,
+    ) -> None:
+        super().__init__(space, prior)
+        self.bijection, self.num = bijection, num
+        size = space.size
+        which = masks(size, network.hidden, space.context, bijection.wants)
+        self.conditioners = Conditioners(
+            num, size + space.context, size * bijection.wants, network, fold(seed, "masked"), which
+        )
+        self.orders = of_wholes(mixing, size, num, seed)
+        lowest = 0 if space.context else 1
+        steps = torch.arange(size + 1)
+        self._seen = [
+            torch.searchsorted(degrees(size, units, lowest=lowest), steps).tolist() for units in network.hidden
+        ]
+
+    def weights(self) -> Sequence[Tensor]:
+        """See `Chain`: with zeros where there is no weight."""
+        return self.conditioners.weights()
+
+    def through(
+        self, x: Float[Tensor, "N D"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, " N"]]:
+        """See `Chain`."""
+        ask, bijection, orders, logs = self.conditioners.ask, self.bijection, self.orders, []
+        for k, layers in enumerate(self.conditioners.layers(weights)):
+            x = orders(k, x)
+            given = x if context is None else torch.cat([x, context], 1)
+            x, log_slope = bijection.forward(x, ask(layers, given, saved), saved)
+            if log_slope is not None:
+                logs.append(log_slope)
+        return orders(self.num, x), torch.cat(logs, 1).sum(1) if logs else x.new_zeros(len(x))
+
+    def back(
+        self,
+        d_z: Float[Tensor, "N D"],
+        d_log_det: Float[Tensor, " N"],
+        context: Tensor | None,
+        weights: Sequence[Tensor],
+        saved: Saved,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        """See `Chain`."""
+        gradients = [torch.empty_like(w) for w in weights]
+        size, orders, d_log = self.space.size, self.orders, d_log_det[:, None]
+        d_context = torch.zeros_like(context) if wanted[1] and context is not None else None
+        steps, given = self.conditioners.layers(weights), self.conditioners.layers(gradients)
+        d_x = orders.backward(self.num, d_z)
+        for k in range(self.num - 1, -1, -1):
+            d_x, d_said = self.bijection.backward(d_x, d_log, saved)
+            d = self.conditioners.pull(steps[k], given[k], d_said, saved)
+            matrix = steps[k][0][0]
+            if k or wanted[0]:
+                d_x = torch.addmm(d_x, d, matrix[:size].T)
+            if d_context is not None:
+                d_context.addmm_(d, matrix[size:].T)
+            d_x = orders.backward(k, d_x)
+        return d_x if wanted[0] else None, d_context, gradients
+
+    @torch.no_grad()
+    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+        """See `Flow`; no gradient goes through."""
+        x, steps = z if z.dim() == 2 else z.flatten(1), self.conditioners.layers(self.weights())
+        x = self.orders.backward(self.num, x)
+        for k in range(self.num - 1, -1, -1):
+            given = [None] * len(x) if context is None else context.split(_TOGETHER)
+            parts = zip(x.split(_TOGETHER), given, strict=False)
+            x = torch.cat([self._undone(steps[k], some, c) for some, c in parts])
+            if k and kept is not None:
+                kept.append(self.orders.home(k, x).view_as(z))
+            x = self.orders.backward(k, x)
+        return x.view_as(z)
+
+    def _undone(self, layers: Layers, z: Float[Tensor, "N D"], context: Tensor | None) -> Float[Tensor, "N D"]:
+        """The inverse of a step, number by number; rows stand side by side, so that what is new is in one piece."""
+        size, act, invert = self.space.size, self.conditioners.activation, self.bijection.inverse
+        turned, x = z.T.contiguous()[..., None], z.new_empty(size, len(z))
+        *hidden, (w, b) = [(w.T.contiguous(), b[:, None]) for w, b in layers]
+        states = [z.new_empty(len(b), len(z)) for _, b in hidden]
+        if context is not None:
+            first, bias = (w, b) if not hidden else hidden[0]
+            bias = torch.addmm(bias, first[:, size:], context.T)
+            if hidden:
+                hidden[0] = first, bias
+            else:
+                b = bias
+        w, b = w.view(self.bijection.wants, size, -1), b.view(self.bijection.wants, size, -1)
+        for i in range(size):
+            below, known = x, i
+            for (matrix, bias), units, seen in zip(hidden, states, self._seen, strict=True):
+                low, high = seen[i], seen[i + 1]
+                if low < high:
+                    new = units[low:high]
+                    torch.addmm(bias[low:high], matrix[low:high, :known], below[:known], out=new)
+                    act.in_place(new)
+                below, known = units, high
+            said = torch.addmm(b[:, i], w[:, i, :known], below[:known])
+            x[i] = invert(turned[i], said.T)[:, 0]
+        return x.T
+
+
+_TOGETHER = 1024
+"""Rows that are made at once: as many as a processor's nearest memory holds what is known of."""

@@ -1,0 +1,41 @@
+"""Orders of numbers: every way leads where it says, and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from danlu.parts.order import Mixing, of_halves, of_wholes
+
+
+@pytest.mark.parametrize("mixing", ["alternate", "shuffle"])
+@pytest.mark.parametrize("size", [2, 5, 8])
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_all_ways_in_turn_lead_home(mixing: Mixing, size: int, num: int) -> None:
+    row = torch.arange(size)[None]
+    for make, swaps in ((of_halves, True), (of_wholes, False)):
+        orders = make(mixing, size, num, 3)
+        x = row
+        for k in range(num):
+            x = orders(k, x)
+            assert torch.equal(orders.home(k, x), row)
+            first = (size + 1 - k % 2) // 2
+            x = torch.cat([x[:, first:], x[:, :first]], 1) if swaps else x
+        assert torch.equal(orders(num, x), row)
+        for k in range(num + 1):
+            assert torch.equal(orders.backward(k, orders(k, row)), row)
+
+
+def test_halves_change_places_by_turns() -> None:
+    orders = of_halves("alternate", 5, 3, 0)
+    taken = orders(0, torch.arange(5)[None])
+    assert taken.tolist() == [[0, 2, 4, 1, 3]]
+    assert orders.stays == [False, True, True, False]
+    assert not orders.state_dict()
+
+
+def test_shuffles_follow_from_the_seed_and_are_saved() -> None:
+    a, b, c = (of_wholes("shuffle", 6, 4, seed) for seed in (0, 0, 1))
+    assert torch.equal(a.ways, b.ways)
+    assert not torch.equal(a.ways, c.ways)
+    assert a.state_dict().keys() == {"ways", "back", "homes"}
