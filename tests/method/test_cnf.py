@@ -86,7 +86,9 @@ def test_a_linear_field_gives_a_normal_distribution(solver: str, trace: str) -> 
     found = density.log_prob(x).detach()
     if trace == "exact":
         torch.testing.assert_close(found, law.log_prob(x), rtol=0, atol=2e-3 if solver == "euler" else 1e-4)
-        torch.testing.assert_close(density.decode(density.encode(x)), x, rtol=0, atol=2e-3 if solver == "euler" else 1e-4)
+        torch.testing.assert_close(
+            density.decode(density.encode(x)), x, rtol=0, atol=2e-3 if solver == "euler" else 1e-4
+        )
     else:  # v^T A v takes two values, whose mean is the trace
         errors = (found - law.log_prob(x)).abs()
         off = float((a[0, 1] + a[1, 0]).abs())

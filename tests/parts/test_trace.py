@@ -56,7 +56,12 @@ def test_a_trace_is_that_of_the_jacobian(hidden: tuple[int, ...], activation: st
     x, clock, told = given(context)
     probes = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) if probed else None
     each = jacobians(net, x, clock, told)
-    expected = torch.stack([j.trace() if probes is None else v @ j @ v for j, v in zip(each, probes if probes is not None else x, strict=True)])
+    expected = torch.stack(
+        [
+            j.trace() if probes is None else v @ j @ v
+            for j, v in zip(each, probes if probes is not None else x, strict=True)
+        ]
+    )
     whole = clock.expand(N, -1) if told is None else torch.cat([clock.expand(N, -1), told], 1)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):

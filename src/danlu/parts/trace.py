@@ -168,7 +168,7 @@ def probes_of(keys: Int[Tensor, " N"], num: int, probe: Probe) -> Float[Tensor, 
     return ((bits(keys, _PROBE, num) >> 31) | 1).float()
 
 
-def keys_of(x: Float[Tensor, "N *shape"]) -> Int[Tensor, " N"]:
+def keys_of(x: Float[Tensor, "N ..."]) -> Int[Tensor, " N"]:
     """A random key a row, from the row's own numbers, for rows that come without one."""
     numbers = x.detach().float().flatten(1).contiguous().view(torch.int32)
     places = bits(torch.zeros(1, dtype=torch.int32, device=x.device), _ROW, numbers.shape[1])
