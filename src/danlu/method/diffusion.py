@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from danlu.config import Config
 from danlu.contracts import Outcome
@@ -197,7 +198,7 @@ class Diffusion(Guided):
         t = (u * noising.steps).long().clamp_(max=noising.steps - 1) + 1
         known = told >= self.condition_dropout if self.condition_dropout else None
         said = density.noise_in(t, noising.at(t, rows.x, noise), space.vector(rows.condition, known))
-        return Outcome({"noise": (said - noise).square().sum() / space.size}, {})
+        return Outcome({"noise": mse_loss(said, noise, reduction="sum") / space.size}, {})
 
 
 def _place(stratum: int) -> int:
