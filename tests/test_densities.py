@@ -103,7 +103,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     ("recipe", "overrides", "error", "words"),
     [
         ("nice", ["data.train=moon"], DanluError, "moons"),
-        ("nice", ["run.steps=null"], RecipeError, "set steps, epochs or both"),
+        ("nice", ["run.steps=null", "run.epochs=null"], RecipeError, "set steps, epochs or both"),
         ("nice", ["model=unet"], UnsupportedError, "network"),
         ("nice", ["adapter=lora"], RecipeError, "no such key"),
         ("flow_matching", ["method.pairing=nearest"], RecipeError, "method.pairing"),
