@@ -26,10 +26,10 @@ DATA: dict[str, dict[str, Any]] = {
 ZUKO = ("nice", "realnvp", "maf", "spline_coupling", "cnf")
 """Those that `zuko` has, too."""
 LARGER: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", ""): {"model.hidden": "[256,256]", "run.steps": 3000, "optimizer.lr": 1e-3},
-    ("digits", "cnf"): {"model.hidden": "[256,256]", "run.steps": 600},
-    ("digits", "flow_matching"): {"model.hidden": "[512,512]", "run.steps": 6000, "optimizer.lr": 1e-3},
-    ("digits", "diffusion"): {"model.hidden": "[512,512]", "run.steps": 6000, "optimizer.lr": 1e-3},
+    ("digits", ""): {"model.hidden": "[256,256]", "run.epochs": "null", "run.steps": 3000, "optimizer.lr": 1e-3},
+    ("digits", "cnf"): {"model.hidden": "[256,256]", "run.epochs": "null", "run.steps": 600},
+    ("digits", "flow_matching"): {"model.hidden": "[512,512]", "run.epochs": "null", "run.steps": 6000, "optimizer.lr": 1e-3},
+    ("digits", "diffusion"): {"model.hidden": "[512,512]", "run.epochs": "null", "run.steps": 6000, "optimizer.lr": 1e-3},
 }
 """What recipes of the plane are told besides where rows are images."""
 EXACT = 8
@@ -137,7 +137,7 @@ def _overrides(method: str, data: str, seed: int, threads: int, quick: bool) -> 
         **DATA[data],
         **LARGER.get((data, method), LARGER.get((data, ""), {})),
         **({"data.rows": 1000} if quick and data != "digits" else {}),
-        **({"run.steps": 5} if quick else {}),
+        **({"run.epochs": "null", "run.steps": 5} if quick else {}),
         "data.seed": 0,
         "run.seed": seed,
         "run.threads": threads,
@@ -204,7 +204,8 @@ def theirs(method: str, data: str, seed: int, threads: int, quick: bool) -> Fact
     peer = peers.make("zuko", method, arrays.size, recipe.model.hidden, layers, exact=exact)
     rule, size = recipe.optimizer, recipe.data.step_rows
     optimizer = torch.optim.Adam(peer.parameters, lr=rule.lr, betas=rule.betas, eps=rule.eps)
-    began, steps, order = time.perf_counter(), recipe.run.steps, torch.randperm(len(arrays))
+    steps = recipe.run.steps or -(-len(arrays) * recipe.run.epochs // size)
+    began, order = time.perf_counter(), torch.randperm(len(arrays))
     for step in range(steps):
         if len(order) < size:
             order = torch.randperm(len(arrays))

@@ -28,6 +28,7 @@ from danlu.method.temporal import Learning
 from experience_of import ExperienceOf, book_grid, corridor, some_world, steps_from
 from method.turns import taught, turn
 
+HARMONIC = StepSize(kind="harmonic")
 SETTLING = StepSize(kind="polynomial", start=1.0, power=0.7)
 TABLES = [Sarsa, NStepSarsa, ExpectedSarsa, QLearning]
 
@@ -233,7 +234,9 @@ def test_an_epsilon_greedy_policy_needs_no_exploring_starts() -> None:
 
 def test_harmonic_steps_make_a_table_of_means() -> None:
     experience = ExperienceOf(some_world(8, ends=1), seed=4)
-    method = MonteCarloEpsilonGreedy(epsilon=steady(1.0), gamma=1.0, longest=500)
+    method = MonteCarloEpsilonGreedy(
+        epsilon=steady(1.0), gamma=1.0, longest=500, episodes=1, visits="every", step_size=HARMONIC
+    )
     agent, _ = taught(method, experience, 3)
     again, found = ExperienceOf(some_world(8, ends=1), seed=4), {}
     agent_again = method.agent(again.spaces, None, 0)
@@ -252,7 +255,7 @@ def test_harmonic_steps_make_a_table_of_means() -> None:
 
 def test_an_unfinished_episodes_last_steps_are_left_out() -> None:
     experience = ExperienceOf(book_grid())
-    method = MonteCarloEpsilonGreedy(longest=30, unfinished=10)
+    method = MonteCarloEpsilonGreedy(longest=30, unfinished=10, episodes=1, visits="every")
     agent, _ = taught(method, experience, 1)
     assert int(agent.visits.sum()) == 20
 
@@ -303,7 +306,7 @@ def test_first_and_every_visit() -> None:
         [([s], [0], [r], [t], [False], [n]) for s, r, t, n in ((0, 1, False, 1), (1, 2, False, 0), (0, 4, True, 2))]
     )
     for visits, first in (("every", (7 + 4) / 2), ("first", 7.0)):
-        method = MonteCarloEpsilonGreedy(gamma=1.0, visits=visits)
+        method = MonteCarloEpsilonGreedy(gamma=1.0, visits=visits, step_size=HARMONIC)
         agent = method.agent(ExperienceOf(some_world(0, num_states=3)).spaces, None, 0)
         method.take(agent, steps, Outcomes(Learning(agent.q.numpy(), agent.visits.numpy(), method.way)))
         assert agent.q[:, 0].tolist() == [first, 6.0, 0.0]

@@ -25,7 +25,7 @@ IMAGES: list[tuple[Config, tuple[int, int, int]]] = [
     (UNet(width=6, factors=(1,)), (2, 1, 5)),
     (Patches(width=12, heads=3, layers=2), (1, 8, 8)),
     (Patches(width=8, heads=2, layers=1, patch=3, feedforward=2), (3, 6, 9)),
-    (MLP(hidden=(9,), activation="silu", initial="default"), (2, 3, 4)),
+    (MLP(hidden=(9,), activation="silu", initial="uniform"), (2, 3, 4)),
 ]
 ROWS: list[tuple[Config | None, tuple[int, ...]]] = [(None, (2,)), (MLP(hidden=(7, 5), activation="elu"), (3,))]
 IDS = [f"{type(config).__name__}-{shape}" for config, shape in [*IMAGES, *ROWS]]
@@ -143,7 +143,7 @@ def test_fully_connected_is_torchs_chain_of_layers(activation: Activation, hidde
 
 
 def test_the_default_start_is_torchs() -> None:
-    network = network_of(MLP(hidden=(4000,), initial="default"), (9,), (2,), 0, 0)
+    network = network_of(MLP(hidden=(4000,), initial="uniform"), (9,), (2,), 0, 0)
     first, _, last, _ = network.parameters()
     theirs = nn.Linear(9, 4000)
     assert float(first.detach().abs().max()) == pytest.approx(float(theirs.weight.detach().abs().max()), rel=0.01)

@@ -27,7 +27,7 @@ from danlu.parts.network import MLP
 from danlu.parts.times import harmonic
 from danlu.registry import export
 
-_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="default")
+_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="uniform")
 
 
 @export("method", "cnf", source="Chen et al., 2018, https://arxiv.org/abs/1806.07366")

@@ -41,7 +41,7 @@ from danlu.parts.trace import keys_of
 from danlu.random import fold, place_key
 from danlu.registry import export
 
-_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="default")
+_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="uniform")
 _CHANCE = place_key("diffusion.chance")
 _STAGES = 31
 _ROWS = 1 << 13

@@ -34,7 +34,7 @@ from danlu.parts.times import Times, harmonic, noise_and_shares, times_of
 from danlu.random import place_key
 from danlu.registry import export
 
-_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="default")
+_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="uniform")
 _CHANCE = place_key("flow_matching.chance")
 
 

@@ -98,14 +98,14 @@ class MonteCarlo(FiniteMethod):
 class EpisodeByEpisode(MonteCarlo):
     """Learns from an episode's every step, from its end backwards, and acts by what it learned from the next one on."""
 
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(10, ge=1)
     """Episodes a turn."""
-    visits: Literal["every", "first"] = "every"
-    """Which returns of a state and action count that come more than once in an episode."""
+    visits: Literal["every", "first"] = "first"
+    """Which returns of a state and action count that come more than once in an episode: the first is cut the latest."""
     unfinished: int = Field(0, ge=0)
     """Of an episode that was cut short, the last so many steps are not learnt from."""
     step_size: StepSize = StepSize(kind="harmonic")
-    """How far an entry moves at its k-th return; harmonic makes it the mean of them all."""
+    """How far an entry moves at its k-th return: harmonic makes it the mean of all, constant forgets old ones."""
     initial: float = 0.0
     """What every action is taken to be worth at first."""
 

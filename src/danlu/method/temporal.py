@@ -97,7 +97,7 @@ class TemporalDifference(FiniteMethod):
     """How far an entry moves at its k-th visit."""
     epsilon: Exploring = Exploring()
     """The share of actions drawn from all alike."""
-    steps: int = Field(100, ge=1)
+    steps: int = Field(200, ge=1)
     """Steps of each environment a turn."""
     initial: float = 0.0
     """What every action is taken to be worth at first; more than it can be makes the agent try them all."""

@@ -170,8 +170,8 @@ class Framed(nn.Module):
             told = told.float().reshape(-1, space.features)
         if len(told) not in (1, num):
             raise DataError(f"{len(told)} conditions are told of {num} rows", do="Give one, or one a row.")
-        told = self.frame.condition(told.to(self.frame.shift.device))
-        return space.vector(told.expand(num, *told.shape[1:]))
+        told = told.to(self.frame.shift.device)
+        return space.vector(self.frame.condition(told.expand(num, *told.shape[1:])))
 
     def _kind(self) -> str:
         space = self.density.space

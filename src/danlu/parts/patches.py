@@ -126,7 +126,7 @@ class PatchNetwork(nn.Module):
         cut = x.view(len(x), -1, rows, side, columns, side)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(x), rows * columns, -1)
 
-    def _joined(self, y: Float[Tensor, "N P O"]) -> Float[Tensor, "N O H W"]:
+    def _joined(self, y: Float[Tensor, "N P I"]) -> Float[Tensor, "N O H W"]:
         """The images that these patches make."""
         (rows, columns), side = self.grid, self.side
         cut = y.view(len(y), rows, columns, self.outputs, side, side)
