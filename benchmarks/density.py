@@ -54,16 +54,16 @@ PROBLEMS = {
 LAYERS = 6
 """Couplings, or autoregressive layers, on all sides."""
 FIELDS: dict[str, dict[str, Any]] = {
-    "nice": {"couplings": LAYERS},
-    "realnvp": {"couplings": LAYERS},
-    "maf": {"layers": LAYERS},
-    "spline_coupling": {"couplings": LAYERS, "bins": peers.BINS, "bound": peers.BOUND},
+    "nice": {"steps": LAYERS, "prior": "normal"},
+    "realnvp": {"steps": LAYERS},
+    "maf": {"steps": LAYERS},
+    "spline_coupling": {"steps": LAYERS, "bins": peers.BINS, "bound": peers.BOUND},
     "cnf": {"tolerance": peers.TOLERANCE},
     "flow_matching": {"solver": "euler", "steps": peers.STEPS},
-    "diffusion": {"steps": peers.STEPS},
+    "diffusion": {"sampling_steps": peers.STEPS, "num_steps": peers.TIMES},
 }
 """What our recipes are told so that both sides compute the same."""
-ACTIVATIONS = {"cnf": "elu", "flow_matching": "silu", "diffusion": "silu"}
+ACTIVATIONS = {"cnf": "tanh", "flow_matching": "silu", "diffusion": "silu"}
 """Of those whose networks are not of ReLUs."""
 SOLVED = ("cnf",)
 """Whose training solves equations: fewer updates are enough."""
@@ -84,7 +84,13 @@ def run(options: Options, scratch: Path) -> list[Table]:
                 continue
             say(f" {problem}, {method}")
             steps = (WARM_UP if not options.quick else 2) + options.updates(UPDATES // (8 if method in SOLVED else 1))
-            given = {"method": method, "problem": problem, "file": str(file), "steps": steps + 1, "quick": options.quick}
+            given = {
+                "method": method,
+                "problem": problem,
+                "file": str(file),
+                "steps": steps + 1,
+                "quick": options.quick,
+            }
             given["threads"] = options.threads
             sides = {side: partial(child, function, env=env, **given) for side, function in _SIDES.items()}
             found = interleave(sides, options.rounds(REPEATS))
@@ -100,8 +106,8 @@ def run(options: Options, scratch: Path) -> list[Table]:
         "`danlu.train`, with its guards, clipping and metrics, theirs by the loop of their documentation with rows taken "
         "by a permutation (quicker than a DataLoader). Making: rows a second of one call, the median of "
         f"{DRAWS - 1}, of what was just learned.",
-        f"Equations are solved to a relative tolerance of {peers.TOLERANCE:g} (an absolute one of a tenth for zuko), "
-        f"with the exact trace; fixed samplers take {peers.STEPS} steps.",
+        f"Equations are solved to a tolerance of {peers.TOLERANCE:g}, relative and absolute, by Dormand and Prince's "
+        f"pair, with the exact trace; fixed samplers take {peers.STEPS} steps.",
         "Memory is what the process grew by from its imports to the end of learning, at its largest.",
         f"Medians of {options.rounds(REPEATS)} repeats (least–most), ratios of each repeat.",
     ]

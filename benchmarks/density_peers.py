@@ -45,7 +45,7 @@ class Peer:
     eval: Callable[[], Any] = lambda: None
 
 
-def make(library: str, method: str, features: int, hidden: Sequence[int], layers: int) -> Peer:
+def make(library: str, method: str, features: int, hidden: Sequence[int], layers: int, *, exact: bool = True) -> Peer:
     """The peer of a method.
 
     Args:
@@ -54,16 +54,18 @@ def make(library: str, method: str, features: int, hidden: Sequence[int], layers
         features: numbers of a row.
         hidden: widths of each network's layers.
         layers: couplings or autoregressive layers, where there are several.
+        exact: whether zuko's continuous flow learns by the exact trace; it is always scored by it.
     """
     if library == "zuko":
-        return _zuko(method, features, hidden, layers)
+        return _zuko(method, features, hidden, layers, exact)
     if library == "nflows":
         return _nflows(method, features, hidden, layers)
     return (_velocity if method == "flow_matching" else _noise)(features, hidden)
 
 
-def _zuko(method: str, features: int, hidden: Sequence[int], layers: int) -> Peer:
+def _zuko(method: str, features: int, hidden: Sequence[int], layers: int, exact: bool) -> Peer:
     import zuko
+    from torch import nn
 
     flows, transforms, several = zuko.flows, zuko.transforms, {"transforms": layers, "hidden_features": hidden}
     spline = {"univariate": partial(transforms.MonotonicRQSTransform, bound=BOUND), "shapes": _SHAPES}
@@ -72,15 +74,24 @@ def _zuko(method: str, features: int, hidden: Sequence[int], layers: int) -> Pee
         "realnvp": lambda: flows.NICE(features, **several),
         "maf": lambda: flows.MAF(features, **several),
         "spline_coupling": lambda: flows.NICE(features, **spline, **several),
-        "cnf": lambda: flows.CNF(features, hidden_features=hidden, atol=TOLERANCE / 10, rtol=TOLERANCE, exact=True),
+        "cnf": lambda: flows.CNF(
+            features, hidden_features=hidden, activation=nn.Tanh, atol=TOLERANCE, rtol=TOLERANCE, exact=exact
+        ),
     }
     flow = made[method]()
+
+    def score() -> None:
+        flow.eval()
+        for part in flow.modules():
+            if isinstance(part, flows.FFJTransform):
+                part.exact = True
+
     return Peer(
         list(flow.parameters()),
         lambda x: -flow().log_prob(x).mean(),
         lambda num: flow().sample((num,)),
         lambda x: flow().log_prob(x),
-        flow.eval,
+        score,
     )
 
 

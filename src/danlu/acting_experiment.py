@@ -109,6 +109,7 @@ class ActingExperiment:
             optimizer=self.optimizer(),
             schedule=recipe.optimizer.schedule,
             lr=recipe.optimizer.lr,
+            clip_norm=recipe.optimizer.clip_norm,
             share=lambda step: plan.share(step, source.epochs),
             tried=self.tried,
             seed=settings.seed,

@@ -109,8 +109,8 @@ def _measured(row: Mapping[str, Any]) -> str:
 def _rows(rows: Mapping[str, Any]) -> str:
     """What rows a distribution is learned of, on a line."""
     each = " x ".join(map(str, rows["shape"])) + (" numbers" if len(rows["shape"]) == 1 else " images")
-    given = f", given one of {len(rows['classes'])} classes" if rows["classes"] else ""
-    given += f", given {len(rows['features'])} numbers" if rows["features"] else ""
+    given = f", given one of {rows['classes']} classes" if rows["classes"] else ""
+    given += f", given {rows['features']} numbers" if rows["features"] else ""
     return f"{rows['rows']:,} rows of {each}{given}; {rows['held_out_rows']:,} held out"
 
 

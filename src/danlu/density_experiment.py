@@ -131,7 +131,10 @@ class DensityExperiment:
     def rows_facts(self) -> dict[str, Any]:
         """What it learns from, for a person."""
         return {
-            **self.facts.as_json(),
+            "shape": list(self.facts.shape),
+            "origin": self.facts.origin,
+            "classes": len(self.facts.classes),
+            "features": len(self.facts.features),
             "rows": len(self.train),
             "held_out_rows": len(self.measured),
             "method": name_of(type(self.recipe.method)),
@@ -161,6 +164,7 @@ class DensityExperiment:
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
             parallel=self.parallel,
+            image_size=self.facts.size if self.facts.kind == "image" else None,
         )
 
     def held_out(self) -> Iterator[Rows]:
@@ -196,6 +200,7 @@ class DensityExperiment:
             held_out=self.held_out,
             shown=lambda history: self._shown(run, history),
             stopping=stopping,
+            again=True,
         )
 
     def _shown(self, run: Path, history: History) -> Shown:
@@ -233,9 +238,7 @@ def assemble_density(recipe: DensityRecipe, ranks: Ranks = ALONE) -> DensityExpe
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     with ranks.together():
         train, measured = load_arrays(recipe.data, recipe.run.seed)
-        frame = Frame.fitted(
-            train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed
-        )
+        frame = Frame.fitted(train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed)
         framed = density_of(recipe, Facts.of(train), frame)
         parallel = Parallel() if ranks.size == 1 else Replicated(ranks)
         parallel.lay_out(framed, device.torch)

@@ -212,7 +212,7 @@ def _map(framed: Framed, held_out: Rows, side: int) -> dict[str, Any]:
     values = _array(torch.logsumexp(torch.stack(each), 0))
     peak = values[np.isfinite(values)].max(initial=-_FLOOR)
     values = np.nan_to_num(values, nan=peak - _FLOOR, neginf=peak - _FLOOR).clip(peak - _FLOOR, None)
-    ends = {"x": [_short(low[0]), _short(high[0])], "y": [_short(low[1]), _short(high[1])]}
+    ends = {name: [float(f"{end[i]:.8g}") for end in (low, high)] for i, name in enumerate("xy")}
     return {**ends, "side": side, "values": [round(float(value), 2) for value in values]}
 
 

@@ -32,10 +32,15 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Only the likeliest that have this share.")] = 0.95,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Of a density: how many rows.")] = 64,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Of a density: .npy, .npz, .csv, .parquet; images: .png, a folder.")
+        str | None,
+        typer.Option(metavar="FILE", help="Of a density: .npy, .npz, .csv, .parquet; images: .png, a folder."),
     ] = None,
-    of_class: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Of a density: only that class.")] = None,
-    condition: Annotated[str | None, typer.Option(metavar="NUMBERS", help="Of a density: given these, as 0.5,2.")] = None,
+    of_class: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Of a density: only that class.")
+    ] = None,
+    condition: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Of a density: given these, as 0.5,2.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another text, other rows.")] = 0,
     adapter: Annotated[list[str] | None, _ADAPTER] = None,
     trust: Annotated[bool, _TRUST] = False,

@@ -118,8 +118,8 @@ def _(experiment: Experiment) -> tuple[str, dict[str, Any]]:
 def _(experiment: ActingExperiment) -> tuple[str, dict[str, Any]]:
     data, environments = experiment.recipe.data, experiment.environments
     if environments is None or data.env is None:
-        root = getattr(experiment.recipe.method, "sought", None)
-        return "world", {"env": None, **({} if root is None else {"root": float(root()[0])})}
+        root = experiment.recipe.method.root
+        return "world", {"env": None, **({} if root is None else {"root": root})}
     spaces = environments.spaces
     return "world", {
         "env": data.env,

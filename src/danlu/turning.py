@@ -41,6 +41,7 @@ def loop_over(
     held_out: Callable[[], Iterable[Any]] | None,
     shown: Callable[[History], Shown],
     stopping: Callable[[], str | None],
+    again: bool = False,
 ) -> Loop:
     """The loop over these parts, writing into a run's directory.
 
@@ -60,12 +61,13 @@ def loop_over(
         held_out: what it is measured on; None where there is nothing.
         shown: asked at each measurement for what a person may look at.
         stopping: asked after each update; a reason ends the run there.
+        again: whether nobody minds that data are read more than once.
     """
     watching = Guards(
         guards,
         learner,
         Clock(settings.max_time, steps or None, began=began),
-        Repeats(plan.epochs, steps=plan.steps),
+        Repeats(plan.steps if again else plan.epochs, steps=plan.steps),
         lambda message, step: recorder.event("warning", step=step, message=message),
     )
     history = History(

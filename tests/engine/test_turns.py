@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import danlu
@@ -82,6 +83,30 @@ def test_what_it_is_measured_by_is_written_down(tmp_path: Path) -> None:
     assert all(len(event["values"]) == len(event["actions"]) == 25 for event in shown)
     world = next(event for event in rows_of(run.path / "events.jsonl") if event["kind"] == "world")
     assert (world["height"], world["width"], world["cells"]["target"]) == (5, 5, 17)
+
+
+def test_gradients_are_told_of_where_there_are_any(tmp_path: Path) -> None:
+    table, network = (rows(train(name, tmp_path / name).path) for name in ("gridworld", "ppo"))
+    told = {"grad_norm", "lr"}
+    assert not any(told & row.keys() for row in table)
+    turns = [row for row in network if "loss" in row]
+    assert len(turns) == 6
+    assert all(row["grad_norm"] > 0 for row in turns)
+    assert [row["lr"] for row in turns] == pytest.approx([1e-3 * (1 - n / 6) for n in range(1, 7)])
+
+
+def test_how_long_a_gradient_may_be_is_the_optimisers_to_say(tmp_path: Path) -> None:
+    free, held = (
+        train("ppo", tmp_path / str(norm), "run.steps=2", f"optimizer.clip_norm={norm}") for norm in ("null", "1e-12")
+    )
+    start = danlu.load_agent(held.path)
+    before = start.recipe.method.agent(start.spaces, start.recipe.model, 0).state_dict()
+    moved = [
+        max(float((before[k] - torch.from_numpy(v)).abs().max()) for k, v in weights(run.path).items())
+        for run in (free, held)
+    ]
+    assert moved[0] > 1e-3
+    assert moved[1] < 1e-6
 
 
 @pytest.mark.parametrize(

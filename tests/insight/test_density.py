@@ -36,7 +36,7 @@ def test_a_density_of_the_plane(make_run: MakeRun) -> None:
     drawn = figures(page)
     assert list(drawn)[:4] == ["map", "cloud", "path", "loss"]
     for words in (
-        "Held-out log-likelihood 0.377 nats a row; its best",
+        "Held-out log-likelihood 0.3771 nats a row; its best",
         "A row 2 numbers",
         "Rows learned from 9,000",
         "Likelihood exact",

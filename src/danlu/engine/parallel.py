@@ -88,7 +88,7 @@ class Parallel:
         }
         return {role: around for role, (_, around) in self._rings.items()}
 
-    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+    def lay_out(self, model: nn.Module, device: torch.device) -> None:
         """Put a model that is whole, on the host, the way it is to lie on a device; before its optimiser is made."""
         model.to(device)
 
@@ -130,7 +130,7 @@ class Replicated(Parallel):
         self._sent: list[tuple[Tensor, Any]] = []
         self._last = False
 
-    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+    def lay_out(self, model: nn.Module, device: torch.device) -> None:
         """See `Parallel`."""
         super().lay_out(model, device)
         self._buckets = list(_buckets([p for p in model.parameters() if p.requires_grad][::-1]))
@@ -186,7 +186,7 @@ class Sharded(Parallel):
         modes: dict[int, Mode] = {1: "zero1", 2: "zero2", 3: "zero3"}
         self.stage, self.mode = stage, modes[stage]
 
-    def lay_out(self, model: SequenceModel, device: torch.device) -> None:
+    def lay_out(self, model: Any, device: torch.device) -> None:
         """See `Parallel`; a block at a time is whole on the device."""
         for part in model.modules():
             if isinstance(part, nn.Embedding):

@@ -49,6 +49,7 @@ class Turns(Learner):
         optimizer: moves the agent's parameters.
         schedule: of the learning rate.
         lr: the highest rate.
+        clip_norm: the longest gradient, or None.
         share: how much of the run is done after so many turns.
         tried: asked for what the agent comes to without exploring: returns of whole episodes.
         seed: everything random follows from it.
@@ -60,12 +61,13 @@ class Turns(Learner):
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     lr: float
+    clip_norm: float | None
     share: Callable[[int], float]
     tried: Callable[[Agent], Sequence[float]]
     seed: int
     parallel: Parallel = field(default_factory=Parallel)
     _torn: bool = False
-    _norm: float = 0.0
+    _norm: float | None = None
     _tally: Tally | None = None
     _taken: int = 0
 
@@ -99,13 +101,15 @@ class Turns(Learner):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.schedule.factor(min(1.0, self.share(step + 1))) * group.get("lr_scale", 1.0)
         self._torn = True
-        turn = Turn(step, share, self.optimizer, fold(self.seed, "turn", step))
+        turn = Turn(step, share, self.optimizer, fold(self.seed, "turn", step), self.clip_norm)
         metrics = {name: float(value) for name, value in self.method.learn(self.agent, experience, turn).items()}
+        if turn.norms:
+            metrics["grad_norm"] = float(np.max(turn.norms))  # which is NaN where one is
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             what = f"turn {step + 1} of {name_of(type(self.method))} came to {bad[0]} = {metrics[bad[0]]}"
             raise RunError(what, do="Lower optimizer.lr; resuming goes on from the last checkpoint, which is whole.")
         self._torn = False
-        self._norm = metrics.pop("grad_norm", 0.0)
+        self._norm = metrics.pop("grad_norm", None)
         self._tally, self._taken = experience.tally(), experience.env_steps
         return Measured(metrics, samples=self._tally.env_steps, tokens=0, packs=0, flops=0.0, told=[told()])
 
@@ -114,11 +118,17 @@ class Turns(Learner):
         return f"the loss or gradient of turn {step + 1} is not finite"
 
     def clip(self) -> float:
-        """The longest gradient of the turn, which the method has clipped itself."""
-        return self._norm
+        """The longest gradient of the turn, which has been clipped within it; 0 where there was none."""
+        return self._norm or 0.0
 
     def move(self, lr: float) -> None:
         """The turn has moved the weights."""
+
+    def moved(self, norm: float, lr: float) -> dict[str, float]:
+        """See `Learner`; a table is moved without a gradient."""
+        if not any(p.requires_grad for p in self.agent.parameters()):
+            return {}
+        return {"lr": lr} if self._norm is None else {"grad_norm": norm, "lr": lr}
 
     def facts(self, measured: Measured, seconds: float, device: Device) -> dict[str, Any]:
         """See `Learner`."""

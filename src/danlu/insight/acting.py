@@ -48,12 +48,6 @@ def acted(record: Record) -> bool:
     return record.last("world") is not None or any(len(record.curve(name)) for name in told)
 
 
-def descends(record: Record) -> bool:
-    """Whether gradients move what is trained; a table is moved by its method."""
-    model = record.last("model")
-    return model is None or model.number("trainable") != 0
-
-
 def acting_facts(record: Record) -> list[Fact]:
     """Where it acted, what came of it, and how much it took."""
     world = record.last("world")

@@ -229,4 +229,9 @@ def figure_json(figure: go.Figure, height: int, *, legend: bool = False, x_title
     )
     figure.update_xaxes(title_text=x_title, title_standoff=8, showgrid=False, zeroline=False, fixedrange=False)
     figure.update_yaxes(zeroline=False, fixedrange=True, nticks=6, ticklabelstandoff=6, automargin=True)
+    return as_json(figure)
+
+
+def as_json(figure: go.Figure) -> str:
+    """A figure as it is, as JSON that is safe in HTML."""
     return str(figure.to_json()).replace("<", "\\u003c")

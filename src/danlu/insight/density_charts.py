@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from danlu.insight.charts import BLUE, LOW, ORANGE, TEAL, Chart, figure_json
+from danlu.insight.charts import BLUE, LOW, ORANGE, TEAL, Chart, as_json, figure_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Points = tuple[Sequence[float], Sequence[float]]
 """Across, and up."""
-_SQUARE = 460
-"""Pixels: half a page wide, and about as high."""
+_HALF, _WHOLE_WIDTH, _LOWEST, _HIGHEST = 400, 900, 300, 480
+"""Pixels: what half a page and a whole one have across, and how high a chart may be."""
+_AROUND = 90
+"""Pixels above and below a plane."""
+_ORDER = [[0.0, BLUE], [0.5, TEAL], [1.0, ORANGE]]
+_BUTTONS = 60
+"""Pixels above an animation."""
 _FRAME, _TURN = 120, 100
 """Milliseconds that a stage of a long way is shown, of which points move for so many."""
 _WHOLE = 3000
@@ -53,14 +58,14 @@ def map_chart(
         colorbar={"thickness": 10, "outlinewidth": 0, "len": 0.9},
     )
     heat.hovertemplate = "density %{z:.3~g}<extra></extra>"
-    dots = _dots(data, "held out", "rgba(255,255,255,0.55)", 2.5)
+    dots = _dots(data, "held out", "rgba(255,255,255,0.45)", 2.2)
     figure = go.Figure([heat, dots] if data[0] else [heat])
     area = (x[1] - x[0]) * (y[1] - y[0]) / (side - 1) ** 2
     edges = np.ones(side)
     edges[[0, -1]] = 0.5
     share = float(edges @ density @ edges) * area
     caption = f"The density, and rows that were held out. Over this part of the plane it adds up to {share:.3f}."
-    return Chart("map", "Density", caption, _plane(figure, names, x, y), _SQUARE)
+    return _plane("map", "Density", caption, figure, names, x, y)
 
 
 def cloud_chart(data: Points, samples: Points, names: tuple[str, str], caption: str) -> Chart:
@@ -70,7 +75,7 @@ def cloud_chart(data: Points, samples: Points, names: tuple[str, str], caption: 
     traces = [_dots(data, "held out", ORANGE, 3, 0.6)] if data[0] else []
     figure = go.Figure([*traces, _dots(samples, "samples", TEAL, 3, 0.6)])
     x, y = (_reach([*data[i], *samples[i]]) for i in range(2))
-    return Chart("cloud", "Samples", caption, _plane(figure, names, x, y, legend=True), _SQUARE)
+    return _plane("cloud", "Samples", caption, figure, names, x, y, legend=True)
 
 
 def path_chart(stages: Sequence[Points], numbers: Sequence[int], where: str) -> Chart:
@@ -92,7 +97,11 @@ def path_chart(stages: Sequence[Points], numbers: Sequence[int], where: str) -> 
         go.Frame(name=str(number), data=[go.Scatter(x=list(points[0]), y=list(points[1]))])
         for number, points in zip(numbers, stages, strict=True)
     ]
-    figure = go.Figure([_dots(stages[-1], "", BLUE, 4, 0.7)], frames=frames)
+    dots = _dots(stages[-1], "", BLUE, 5, 0.8)
+    if len({len(points[0]) for points in stages}) == 1:
+        order = np.argsort(np.argsort(stages[0][0]))  # by rank, or a few that are far out would take all the colours
+        dots.marker = {"color": order.tolist(), "colorscale": _ORDER, "size": 5}
+    figure = go.Figure([dots], frames=frames)
     buttons = [
         {"label": "Play", "method": "animate", "args": [None, turn | {"fromcurrent": False, "mode": "immediate"}]},
         {"label": "Pause", "method": "animate", "args": [[None], still]},
@@ -107,9 +116,11 @@ def path_chart(stages: Sequence[Points], numbers: Sequence[int], where: str) -> 
     figure.update_layout(updatemenus=[menu], sliders=[slider])
     finite = [np.concatenate([np.asarray(points[i]) for points in stages]) for i in range(2)]
     x, y = (_reach(values) for values in finite)
-    caption = f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units.{where}"
-    drawn = _plane(figure, ("", ""), x, y, top=64)
-    return Chart("path", "From noise to rows", caption, drawn, _SQUARE + 60)
+    caption = (
+        f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units; each keeps the colour "
+        f"of where it was from left to right.{where}"
+    )
+    return _plane("path", "From noise to rows", caption, figure, ("", ""), x, y, top=_BUTTONS)
 
 
 def column_chart(
@@ -146,23 +157,27 @@ def _reach(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def _plane(
+    name: str,
+    title: str,
+    caption: str,
     figure: go.Figure,
     names: tuple[str, str],
     x: tuple[float, float],
     y: tuple[float, float],
     *,
     legend: bool = False,
-    top: int | None = None,
-) -> str:
-    """The figure as JSON, a unit across as long as a unit upwards where both are of one kind."""
+    top: int = 0,
+) -> Chart:
+    """A chart of the plane: a unit across is as long as one upwards, where both are alike; wide where it has buttons."""
+    across, up = x[1] - x[0], y[1] - y[0]
+    alike, width = 0.25 < across / up < 4, _WHOLE_WIDTH if top else _HALF
+    height = round(min(max(width * up / across, _LOWEST), _HIGHEST)) if alike else _LOWEST
+    height += _AROUND + top
+    figure_json(figure, height, legend=legend, x_title=names[0])
     figure.update_xaxes(range=list(x), constrain="domain")
-    figure.update_yaxes(range=list(y), constrain="domain", title_text=names[1])
-    like = 0.25 < (x[1] - x[0]) / (y[1] - y[0]) < 4
-    if like:
+    figure.update_yaxes(range=list(y), constrain="domain", title_text=names[1], fixedrange=False)
+    if alike:
         figure.update_yaxes(scaleanchor="x")
-    drawn = figure_json(figure, _SQUARE, legend=legend, x_title=names[0])
-    if top is None:
-        return drawn
-    margin = figure.layout.margin.to_plotly_json() | {"t": top}
-    figure.update_layout(margin=margin, height=_SQUARE + 60)
-    return str(figure.to_json()).replace("<", "\\u003c")
+    if top:
+        figure.update_layout(margin_t=top)
+    return Chart(name, title, caption, as_json(figure), height, wide=bool(top))

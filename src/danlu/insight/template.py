@@ -89,7 +89,7 @@ pre b { color: var(--key); font-weight: 500; } pre i { color: var(--muted); font
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 16px; }
 .clip img { display: block; width: 100%; max-height: 320px; object-fit: contain; image-rendering: auto; }
 .clip figcaption { margin-top: 8px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 16px; }
 .charts + .pictures, .charts + .card, .pictures + .card { margin-top: 16px; }
 .pixels { display: block; width: 100%; max-height: 420px; object-fit: contain; image-rendering: pixelated; }
 .plot .menulayer rect, .plot .slider-rail-rect { cursor: pointer; }

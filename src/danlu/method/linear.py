@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from danlu.acting import Agent, Choice, Spaces
+from danlu.acting import Agent, Choice
 from danlu.errors import UnsupportedError
 from danlu.method.features import FeatureMap, Features
 from danlu.method.step_size import StepSize
 from danlu.method.tables import drawn, explored, table
+from danlu.spaces import Spaces
 
 
 class LinearAgent(Agent):

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import Agent, Experience, Spaces, Turn
+from danlu.acting import Agent, Experience, Turn
 from danlu.config import Config
 from danlu.method.bellman import Bellman, change, greedy
 from danlu.method.tables import FiniteMethod, PlanningTable
+from danlu.spaces import Spaces
 
 _SLACK = 1e-10
 """Two actions are equally good that differ by less, of the largest value: rounding must not change a policy."""
@@ -28,9 +28,6 @@ class Planning(FiniteMethod):
     """
 
     mechanism: ClassVar[str] = "dynamic programming"
-
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> PlanningTable:
         """See `ActingMethod`; all values are 0, and every state's action is the first."""

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
-from danlu.acting import ActingMethod, Agent, Choice, Goal, Level, Spaces, World
+from danlu.acting import Agent, Choice, Discounting, Goal, Level, World
 from danlu.errors import UnsupportedError
 from danlu.method.bellman import Bellman
+from danlu.spaces import Spaces
 
 
 def table(*shape: int) -> nn.Parameter:
@@ -191,10 +193,13 @@ def _first(space: object) -> int:
     return int(space.start) if isinstance(space, Discrete) else 0
 
 
-class FiniteMethod(ActingMethod):
+class FiniteMethod(Discounting):
     """A method for finite worlds that keeps what it learned in tables."""
 
     level: ClassVar[Level] = "table"
     goal: ClassVar[Goal] = "control"
     acts_in: ClassVar[frozenset[str]] = frozenset({"discrete"})
     finite: ClassVar[bool] = True
+
+    gamma: float = Field(0.9, ge=0, le=1)
+    """What a reward one step later is worth."""

@@ -46,12 +46,14 @@ class Facts:
         """
         if told["kind"] not in get_args(Kind):
             raise ValueError(f"rows are of no kind that is known: {told['kind']!r}")
-        names = (tuple(map(str, told[name])) for name in ("columns", "classes", "features"))
+        columns, classes, features = (tuple(map(str, told[name])) for name in ("columns", "classes", "features"))
         levels = told["levels"]
         return Facts(
             tuple(int(n) for n in told["shape"]),
             told["kind"],
             str(told["origin"]),
-            *names,
-            levels=None if levels is None else int(levels),
+            columns,
+            classes,
+            features,
+            None if levels is None else int(levels),
         )
