@@ -1,4 +1,4 @@
-"""How likely held-out rows are under every density, over seeds, with those of `zuko` beside ours; and what each can do."""
+"""How likely held-out rows are under every density, over seeds, with `zuko` beside ours; and what each can do."""
 
 from __future__ import annotations
 
@@ -28,8 +28,18 @@ ZUKO = ("nice", "realnvp", "maf", "spline_coupling", "cnf")
 LARGER: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", ""): {"model.hidden": "[256,256]", "run.epochs": "null", "run.steps": 3000, "optimizer.lr": 1e-3},
     ("digits", "cnf"): {"model.hidden": "[256,256]", "run.epochs": "null", "run.steps": 600},
-    ("digits", "flow_matching"): {"model.hidden": "[512,512]", "run.epochs": "null", "run.steps": 6000, "optimizer.lr": 1e-3},
-    ("digits", "diffusion"): {"model.hidden": "[512,512]", "run.epochs": "null", "run.steps": 6000, "optimizer.lr": 1e-3},
+    ("digits", "flow_matching"): {
+        "model.hidden": "[512,512]",
+        "run.epochs": "null",
+        "run.steps": 6000,
+        "optimizer.lr": 1e-3,
+    },
+    ("digits", "diffusion"): {
+        "model.hidden": "[512,512]",
+        "run.epochs": "null",
+        "run.steps": 6000,
+        "optimizer.lr": 1e-3,
+    },
 }
 """What recipes of the plane are told besides where rows are images."""
 EXACT = 8
@@ -77,13 +87,13 @@ def _measured(raw: dict[str, Any], options: Options) -> Table:
     for data in DATA:
         columns += [data, f"{data}, zuko", *(["bits/dim"] if data == "digits" else [])]
     notes = [
-        "Mean log-likelihood of held-out rows in nats a row, in the data's own units, of images with uniform noise that "
-        f"makes them continuous; mean and standard deviation over {options.rounds(SEEDS)} seeds of weights and order. "
+        "Mean log-likelihood of held-out rows in nats a row, in the data's own units, of images with uniform noise "
+        f"that makes them continuous; mean and standard deviation over {options.rounds(SEEDS)} seeds of weights and order. "
         "Larger is better. Bits per dimension are made of it.",
         "zuko's have the same rows as our network sees them, networks of the same widths, as many layers, the same "
-        "optimiser, schedule, updates and rows of an update; its flows are those named NICE (additive, and affine), MAF, "
-        "NICE with splines, and CNF.",
-        f"zuko's CNF learns images by Hutchinson's estimate of the trace (its exact one costs a pass a number) and is "
+        "optimiser, schedule, updates and rows of an update; its flows are those named NICE (additive, and affine), "
+        "MAF, NICE with splines, and CNF.",
+        "zuko's CNF learns images by Hutchinson's estimate of the trace (its exact one costs a pass a number) and is "
         "scored exactly. ≥: a lower bound, not the likelihood. Seconds are those of a whole run on moons, the median.",
     ]
     return Table("Held-out log-likelihood", [*columns, "s"], rows, notes, raw)
@@ -105,8 +115,8 @@ def _able(raw: dict[str, Any]) -> Table:
         )
     columns = ["method", "likelihood", "one step", "evaluations to sample", "to invert", "inversion error", "images"]
     notes = [
-        "Evaluations: how often the network is asked, of moons and of digits, by the recipes as they are. 1 where rows go "
-        "through once; an autoregressive flow is asked once a column to sample.",
+        "Evaluations: how often the network is asked, of moons and of digits, by the recipes as they are. 1 where rows "
+        "go through once; an autoregressive flow is asked once a column to sample.",
         "Inversion error: the largest difference between held-out rows, as the network sees them, and what their codes "
         "decode to.",
     ]
