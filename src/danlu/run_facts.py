@@ -124,8 +124,9 @@ def _(experiment: ActingExperiment) -> tuple[str, dict[str, Any]]:
     return "world", {
         "env": data.env,
         "num_envs": environments.num_envs,
-        "observation": str(spaces.observation),
-        "action": str(spaces.action),
+        "env_steps": data.env_steps,
+        "observation": " ".join(str(spaces.observation).split()),
+        "action": " ".join(str(spaces.action).split()),
         "states": spaces.num_states,
         "actions": spaces.num_actions,
         **map_of(data.env, data.options),
