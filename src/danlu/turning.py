@@ -67,7 +67,7 @@ def loop_over(
         guards,
         learner,
         Clock(settings.max_time, steps or None, began=began),
-        Repeats(plan.steps if again else plan.epochs, steps=plan.steps),
+        Repeats(plan.epochs or (plan.steps if again else None), steps=plan.steps),
         lambda message, step: recorder.event("warning", step=step, message=message),
     )
     history = History(
