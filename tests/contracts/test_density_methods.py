@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_the_path_leads_from_noise_to_rows(name: str, space: str) -> None:
         assert all(stage.shape == rows.x.shape and torch.isfinite(stage).all() for stage in path)
         near(path[0], rows.x, 0.0)
         near(path[-1], density.decode(rows.x, context), tolerance(method))
-        assert all(not torch.equal(a, b) for a, b in zip(path, path[1:], strict=False))
+        assert all(not torch.equal(a, b) for a, b in pairwise(path))
 
 
 def part_of(rows: Rows, start: int, stop: int) -> Rows:

@@ -2,8 +2,8 @@
 
     y = g(x; theta),    log dy/dx = s(x; theta)
 
-Each is applied to every element for itself; theta is what a network said, with the backward written out. Rows stand side
-by side, ``[D, N]``.
+Each is applied to every element for itself; theta is what a network said, with the backward written out. Rows stand
+side by side, ``[D, N]``.
 """
 
 from __future__ import annotations

@@ -170,7 +170,9 @@ _aten = torch.ops.aten
 ACTIVATIONS: Mapping[str, Function] = {
     "relu": Function(torch.relu, torch.relu_, lambda d, y: _aten.threshold_backward.default(d, y, 0)),
     "tanh": Function(torch.tanh, _tanh_, _aten.tanh_backward.default),
-    "elu": Function(F.elu, lambda x: F.elu(x, inplace=True), lambda d, y: _aten.elu_backward.default(d, 1, 1, 1, True, y)),
+    "elu": Function(
+        F.elu, lambda x: F.elu(x, inplace=True), lambda d, y: _aten.elu_backward.default(d, 1, 1, 1, True, y)
+    ),
     "silu": Function(F.silu, lambda x: F.silu(x, inplace=True), _aten.silu_backward.default, of_input=True),
     "gelu": Function(F.gelu, lambda x: x.copy_(F.gelu(x)), _aten.gelu_backward.default, of_input=True),
 }

@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -77,17 +78,18 @@ class Coupling(Chain):
         self.scaled = scaled
         if scaled:
             self.log_scale = nn.Parameter(torch.zeros(space.size))
+        self._stacks = tuple(cast(Sequence[Conditioners], self.conditioners))
         self.orders = of_halves(mixing, space.size, num, seed)
 
     def weights(self) -> Sequence[Tensor]:
         """See `Chain`."""
-        networks = [tensor for stack in self.conditioners for tensor in stack.weights()]
+        networks = [tensor for stack in self._stacks for tensor in stack.weights()]
         return [*networks, self.log_scale] if self.scaled else networks
 
     def _steps(self, weights: Sequence[Tensor], *, places: bool = False) -> list[Layers]:
         """Weights step by step; or places for their gradients."""
-        kinds, depth = [], 2 * self.conditioners[0].depth
-        for i, stack in enumerate(self.conditioners):
+        kinds, depth = [], 2 * self._stacks[0].depth
+        for i, stack in enumerate(self._stacks):
             own = weights[i * depth : (i + 1) * depth]
             kinds.append(stack.layers(own) if places else stack.asked(own))
         return kinds[0] if len(kinds) == 1 else [kinds[k % 2][k // 2] for k in range(self.num)]
@@ -96,7 +98,7 @@ class Coupling(Chain):
         self, x: Float[Tensor, "D N"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
     ) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """See `Chain`."""
-        ask, bijection, orders, logs = self.conditioners[0].ask, self.bijection, self.orders, []
+        ask, bijection, orders, logs = self._stacks[0].ask, self.bijection, self.orders, []
         a, b = self._halves(0, orders(0, x))
         for k, layers in enumerate(self._steps(weights)):
             if k and not orders.stays[k]:
@@ -126,7 +128,7 @@ class Coupling(Chain):
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
         """See `Chain`."""
         gradients = [torch.empty_like(w) for w in weights]
-        pull, orders = self.conditioners[0].pull, self.orders
+        pull, orders = self._stacks[0].pull, self.orders
         if self.scaled:
             d_z = d_z * weights[-1].exp()[:, None]
             torch.add((d_z * saved.pop()).sum(1), d_log_det.sum(), out=gradients[-1])
@@ -154,7 +156,7 @@ class Coupling(Chain):
 
     def undone(self, z: Float[Tensor, "D N"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Chain`."""
-        weights, ask, orders = self.weights(), self.conditioners[0].ask, self.orders
+        weights, ask, orders = self.weights(), self._stacks[0].ask, self.orders
         if self.scaled:
             z = z * (-weights[-1][:, None]).exp()
             if kept is not None:

@@ -3,9 +3,9 @@
     x -> z = f(x),    log p(x) = log p(z) + log |det df/dx|
 
 `Flow` is any of them; `Chain` is one of fully connected steps, which goes through as one operation with its backward
-written out: of small networks, a graph of a dozen nodes a step costs more than their products. Within it rows stand side
-by side, ``[D, N]``: halves, blocks of outputs and pieces of splines are then each in one piece of memory, and products
-with few outputs are those of matrices with few rows, which are faster than those with few columns.
+written out: of small networks, a graph of a dozen nodes a step costs more than their products. Within it rows stand
+side by side, ``[D, N]``: halves, blocks of outputs and pieces of splines are then each in one piece of memory, and
+products with few outputs are those of matrices with few rows, which are faster than those with few columns.
 
 References:
     Rezende and Mohamed, 2015, "Variational inference with normalizing flows", https://arxiv.org/abs/1505.05770
@@ -154,9 +154,7 @@ class _Through(torch.autograd.Function):
     """A `Chain` as one operation."""
 
     @staticmethod
-    def forward(
-        ctx: Any, chain: Chain, x: Tensor, context: Tensor | None, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, chain: Chain, x: Tensor, context: Tensor | None, *weights: Tensor) -> tuple[Tensor, Tensor]:
         saved: Saved = []
         outcome = chain.through(x, context, weights, saved)
         ctx.chain, ctx.num = chain, len(weights)

@@ -169,7 +169,10 @@ class Masked(Chain):
             b = b if hidden else bias
             hidden = [(first, bias), *hidden[1:]] if hidden else []
         each = list(zip(hidden, states, self._seen, strict=True))
-        last, biases = w.view(self.bijection.wants, size, -1).unbind(1), b.view(self.bijection.wants, size, -1).unbind(1)
+        last, biases = (
+            w.view(self.bijection.wants, size, -1).unbind(1),
+            b.view(self.bijection.wants, size, -1).unbind(1),
+        )
         for i in range(size):
             below, known = made, i
             for (matrix, bias), units, seen in each:
@@ -179,7 +182,9 @@ class Masked(Chain):
                     torch.addmm(bias[low:high], matrix[low:high, :known], below[:known], out=new)
                     act.in_place(new)
                 below, known = units, high
-            said = torch.addmm(biases[i], last[i][:, :known], below[:known]) if known else biases[i].expand(-1, z.shape[1])
+            said = (
+                torch.addmm(biases[i], last[i][:, :known], below[:known]) if known else biases[i].expand(-1, z.shape[1])
+            )
             xs[i].copy_(invert(zs[i], said))
         return made
 

@@ -21,8 +21,8 @@ class Prior(ABC):
         """The log density of each vector, in nats."""
 
     @abstractmethod
-    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The derivative of the log density by each element."""
+    def slope(self, z: Tensor) -> Tensor:
+        """The derivative of the log density by each element, in the shape of z."""
 
     @abstractmethod
     def noise(self, keys: Int[Tensor, " N"], num: int) -> Float[Tensor, "N D"]:
@@ -36,7 +36,7 @@ class StandardNormal(Prior):
         """See `Prior`."""
         return z.square().sum(1).mul(-0.5).sub(0.5 * math.log(2 * math.pi) * z.shape[1])
 
-    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def slope(self, z: Tensor) -> Tensor:
         """See `Prior`."""
         return -z
 
@@ -56,7 +56,7 @@ class Logistic(Prior):
         """See `Prior`."""
         return z.sub(F.softplus(z), alpha=2).sum(1)
 
-    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def slope(self, z: Tensor) -> Tensor:
         """See `Prior`."""
         return -torch.tanh(z / 2)
 

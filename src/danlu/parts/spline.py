@@ -66,7 +66,9 @@ class RationalQuadratic(Bijection):
         return _sunk(y.reshape(-1), piece, self.bound).view(y.shape)
 
     def _found(self, x: Float[Tensor, "D N"], said: Float[Tensor, "P N"], axis: int) -> tuple[Tensor, Tensor, Tensor]:
-        return _found(x.reshape(-1), said.view(self.wants, x.numel()), _sums(self.bins, x.dtype, x.device), self.bound, axis)
+        return _found(
+            x.reshape(-1), said.view(self.wants, x.numel()), _sums(self.bins, x.dtype, x.device), self.bound, axis
+        )
 
 
 @functools.cache
