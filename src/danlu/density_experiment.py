@@ -16,6 +16,7 @@ from danlu.data.arrays import Arrays, ArraySource, Facts, load_arrays
 from danlu.density import Rows
 from danlu.density_files import density_of, save_density
 from danlu.density_shown import shown
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
@@ -181,7 +182,7 @@ class DensityExperiment:
         return loop_over(
             self.updater(),
             self.source(),
-            run=run,
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             settings=settings,
             guards=settings.guards,
             plan=Plan(

@@ -1,9 +1,8 @@
-"""From whatever learns, and what it learns from, to the loop over a run's directory."""
+"""From whatever learns, and what it learns from, to the loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from danlu.contracts import Source
@@ -28,7 +27,7 @@ def loop_over(
     learner: Learner,
     source: Source,
     *,
-    run: Path,
+    checkpoints: Checkpoints,
     settings: Running,
     guards: GuardConfig,
     plan: Plan,
@@ -43,12 +42,12 @@ def loop_over(
     stopping: Callable[[], str | None],
     again: bool = False,
 ) -> Loop:
-    """The loop over these parts, writing into a run's directory.
+    """The loop over these parts.
 
     Args:
         learner: moves the weights.
         source: what it learns from.
-        run: the directory.
+        checkpoints: where they go.
         settings: how the recipe says it runs.
         guards: what is watched.
         plan: how long, how often.
@@ -74,7 +73,7 @@ def loop_over(
         updater=learner,
         source=source,
         guards=watching,
-        checkpoints=Checkpoints(run / "checkpoints", learner.parallel.ranks),
+        checkpoints=checkpoints,
         recorder=recorder,
         keep=settings.keep_checkpoints,
         identity=identity,

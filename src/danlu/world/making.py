@@ -54,10 +54,9 @@ def find(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise RecipeError(
-                f"the module '{module}' of '{env_id}' cannot be imported: {error}", where="data.env"
-            ) from None
+        except Exception as error:
+            what = f"the module '{module}' of '{env_id}' cannot be imported: {type(error).__name__}: {error}"
+            raise RecipeError(what, where="data.env") from None
     name = _SHORT.get(name, name)
     spec = gymnasium.registry.get(name)
     if spec is not None:
