@@ -65,7 +65,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "diffusion": {"sampling_steps": peers.STEPS, "num_steps": peers.TIMES, "frequencies": 1},
 }
 """What our recipes are told so that both sides compute the same."""
-ACTIVATIONS = {"cnf": "tanh", "flow_matching": "silu", "diffusion": "silu"}
+ACTIVATIONS = {"cnf": "silu", "flow_matching": "silu", "diffusion": "silu"}
 """Of those whose networks are not of ReLUs."""
 SOLVED = ("cnf",)
 """Whose training solves equations: fewer updates are enough."""

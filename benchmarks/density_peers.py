@@ -87,7 +87,7 @@ def _zuko(
         "realnvp": lambda: flows.NICE(features, **couplings),
         "maf": lambda: flows.MAF(features, randperm=shuffled, **several),
         "spline_coupling": lambda: flows.NICE(features, **spline, **couplings),
-        "cnf": lambda: flows.CNF(features, hidden_features=hidden, activation=nn.Tanh, **solving),
+        "cnf": lambda: flows.CNF(features, hidden_features=hidden, activation=nn.SiLU, **solving),
     }
     flow = made[method]()
 

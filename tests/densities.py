@@ -19,7 +19,7 @@ def disturbed(density: Density, seed: int = 0, scale: float = 0.3) -> Density:
     density = density.double()
     with torch.no_grad():
         for parameter in density.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=chance, dtype=torch.float64)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=chance, dtype=torch.float64))
     return density
 
 

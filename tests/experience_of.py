@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 
-from danlu.acting import Agent, Choice, Replay, Spaces, Steps, World
+from danlu.acting import Agent, Choice, Replay, Steps, World
 from danlu.errors import UnsupportedError
 from danlu.random import fold
+from danlu.spaces import Spaces
 
 FORBIDDEN = {(1, 1), (1, 2), (2, 2), (3, 1), (3, 3), (4, 1)}
 TARGET = (3, 2)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from danlu.acting import Agent, Spaces, Steps, World
+from danlu.acting import Agent, Steps, World
+from danlu.spaces import Spaces
 
 FIELDS = ("observations", "actions", "rewards", "terminated", "truncated", "following")
 

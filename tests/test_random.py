@@ -274,3 +274,14 @@ def test_permutations_are_uniform_and_of_their_parts() -> None:
     counts = np.array([drawn.count(p) for p in permutations(range(4))])
     assert abs(chi_square(counts, 100)) < SIGMAS
     assert permutation(100, 1, 2).tolist() != permutation(100, 2, 1).tolist()
+
+
+@pytest.mark.parametrize("place", [0, 5, -7, place_key("somewhere")])
+def test_numbers_made_on_the_host_are_those_made_anywhere(place: int) -> None:
+    keys = token_keys(3, torch.arange(40), torch.zeros(40, dtype=torch.int64))
+    anywhere = uniform(keys, torch.tensor(place, dtype=torch.int32), 9)  # a place that is a tensor is no host's
+    assert torch.equal(uniform(keys, place, 9), anywhere)
+    assert torch.equal(uniform(keys.view(5, 8), place, 9), anywhere.view(5, 8, 9))
+    assert uniform(keys[:0], place, 9).shape == (0, 9)
+    assert uniform(keys[::2], place, 0).shape == (20, 0)
+    assert torch.equal(uniform(keys[::2], place, 3), anywhere[::2, :3])

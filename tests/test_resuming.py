@@ -78,7 +78,7 @@ def test_no_rule_is_hidden_by_one_above_it() -> None:
 EXPECTED = {
     "free": "run.steps run.epochs run.eval_every run.checkpoint_every run.keep_checkpoints run.prompts run.loggers "
     "run.threads run.device run.pack_tokens run.compile run.parallel run.context_parallel run.recompute run.max_time run.guards.spike "
-    "data.workers data.cache data.quarantine",
+    "data.workers data.timeout data.cache data.quarantine",
     "warned": "optimizer.lr optimizer.schedule.name optimizer.schedule.warmup optimizer.clip_norm optimizer.betas "
     "optimizer.weight_decay run.precision method.label_smoothing data.step_samples data.step_tokens "
     "data.train.1.weight data.train model.path",

@@ -44,7 +44,7 @@ def learned(recipe: dict[str, Any], seed: int) -> float:
     while (share := played.env_steps / data["env_steps"]) < 1:
         for group, lr in zip(optimizer.param_groups, full, strict=True):
             group["lr"] = lr * (1 - share if rule["schedule"]["name"] == "wsd" else 1)
-        method.learn(agent, played, Turn(number, share, optimizer, fold(seed, number)))
+        method.learn(agent, played, Turn(number, share, optimizer, fold(seed, number), rule["clip_norm"]))
         number += 1
     trial = Played(data["env"], 1, seed=1000 * seed + 500)
     while len(trial.returns) < EPISODES:

@@ -24,7 +24,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         "method.buffer_size=1500",
         "model.hidden=[32]",
     ),
-    "q_learning": ("data.env=gridworld", "run.steps=4000", "method.epsilon.start=1"),
+    "q_learning": ("data.env=gridworld", "run.steps=4000", "method.steps=100"),
 }
 """A run of each kind of experience: rollouts, a replay that comes around, a table."""
 NOISY = ("seconds", "steps_per_second", "memory_bytes")

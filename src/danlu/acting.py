@@ -14,73 +14,21 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from gymnasium import Space
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from danlu.config import Config
 from danlu.contracts import Method
 from danlu.errors import UnsupportedError
+from danlu.registry import exported, name_of
+from danlu.spaces import Spaces, in_words
 
 Level: TypeAlias = Literal["table", "features", "network"]
 """What a method keeps what it learned in: a table of a finite world, fixed features' weights, or a network."""
 Goal: TypeAlias = Literal["prediction", "control", "approximation"]
 """What for: to value a policy, to find a good one, or to find a number."""
-
-
-@dataclass(frozen=True)
-class Spaces:
-    """What one environment shows and takes.
-
-    Attributes:
-        observation: what it shows.
-        action: what it takes.
-    """
-
-    observation: Space[Any]
-    action: Space[Any]
-
-    @staticmethod
-    def none() -> Spaces:
-        """What there is where nothing is acted in."""
-        return Spaces(Discrete(1), Discrete(1))
-
-    @property
-    def num_states(self) -> int | None:
-        """How many states a finite world has; None where it is not."""
-        return int(self.observation.n) if isinstance(self.observation, Discrete) else None
-
-    @property
-    def num_actions(self) -> int | None:
-        """How many actions there are to choose from; None where they are numbers."""
-        return int(self.action.n) if isinstance(self.action, Discrete) else None
-
-    def possible(self, actions: np.ndarray) -> np.ndarray:
-        """The nearest actions that there are, ``[N, ...]``: numbers are cut at the bounds of their space."""
-        space = self.action
-        return np.clip(actions, space.low, space.high) if isinstance(space, Box) else actions
-
-    @property
-    def features(self) -> int:
-        """How many numbers `vector` makes of an observation."""
-        space = self.observation
-        if isinstance(space, Discrete):
-            return int(space.n)
-        if isinstance(space, MultiDiscrete):
-            return int(np.sum(space.nvec))
-        return int(np.prod(space.shape or ()))
-
-    def vector(self, observations: Tensor) -> Float[Tensor, "*N F"]:
-        """Observations as numbers that a network takes: of a choice a one-hot vector, of an array its elements."""
-        space = self.observation
-        if isinstance(space, Discrete):
-            return nn.functional.one_hot(observations - int(space.start), int(space.n)).float()
-        if isinstance(space, MultiDiscrete):
-            each = [nn.functional.one_hot(observations[..., i], int(n)) for i, n in enumerate(space.nvec.flatten())]
-            return torch.cat(each, -1).float()
-        lead = observations.dim() - len(space.shape or ())
-        return observations.flatten(lead).float() if observations.dim() > lead else observations.float()[..., None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,12 +192,16 @@ class Turn:
         share: of the run that is done, 0 to 1.
         optimizer: moves the agent's parameters; those without a gradient (`.grad` is None) stay.
         seed: of this turn.
+        clip_norm: a gradient is scaled down to this norm when it is longer; None never does.
+        norms: those of the turn's gradients so far, before that.
     """
 
     number: int
     share: float
     optimizer: torch.optim.Optimizer
     seed: int
+    clip_norm: float | None = None
+    norms: list[float] = field(default_factory=list)
 
     def torch_chance(self) -> torch.Generator:
         """Chance that is the turn's own, whatever was drawn before."""
@@ -284,6 +236,16 @@ class ActingMethod(Method, ABC):
         """See the class."""
         return 0
 
+    @property
+    def discount(self) -> float | None:
+        """What a reward one step later is worth; None where it has no use for rewards."""
+        return None
+
+    @property
+    def root(self) -> float | None:
+        """The number that is looked for (its first component), where that is known; None where a policy is."""
+        return None
+
     @abstractmethod
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> Agent:
         """The agent at its start.
@@ -306,14 +268,36 @@ class ActingMethod(Method, ABC):
         """
         action = spaces.action
         kind = "discrete" if isinstance(action, Discrete) else "continuous" if isinstance(action, Box) else "other"
-        name = type(self).__name__
+        name = name_of(type(self))
         if kind not in self.acts_in:
-            which = " or ".join(sorted(self.acts_in))
-            raise UnsupportedError(f"{name} chooses {which} actions, and these are {action}", where="data.env")
+            what = f"{name} chooses {' or '.join(sorted(self.acts_in))} actions, and these are {in_words(action)}"
+            raise UnsupportedError(what, where="data.env", do=_others(kind))
         if self.finite and spaces.num_states is None:
-            what = f"{name} keeps a number for each state, and there is no end of them in {spaces.observation}"
+            shown = in_words(spaces.observation)
+            what = f"{name} keeps a number for each state, and there is no end of them in {shown}"
             do = "Choose a finite world (gridworld), or a method with a network."
             raise UnsupportedError(what, where="data.env", do=do)
         if not isinstance(spaces.observation, Box | Discrete | MultiBinary | MultiDiscrete):
             what = f"observations are {type(spaces.observation).__name__}, which no network here takes"
             raise UnsupportedError(what, where="data.env")
+
+
+def _others(kind: str) -> str:
+    """What acts where actions are of that kind, whatever is shown."""
+    if kind == "other":
+        return "Wrap the environment so that an action is one choice, or an array of numbers."
+    methods = ((e.name, e.target) for e in exported("method") if issubclass(e.target, ActingMethod))
+    fit = (name for name, m in methods if m.goal == "control" and m.level == "network" and kind in m.acts_in)
+    return f"These do: {', '.join(fit)}."
+
+
+class Discounting(ActingMethod):
+    """A method to which a reward is worth less the later it comes."""
+
+    gamma: float = Field(0.99, ge=0, le=1)
+    """What a reward one step later is worth."""
+
+    @property
+    def discount(self) -> float:
+        """See `ActingMethod`."""
+        return self.gamma

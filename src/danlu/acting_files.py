@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from danlu.acting import Agent, Spaces
+from danlu.acting import Agent
 from danlu.errors import CheckpointError
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe_acting import ActingRecipe
+from danlu.spaces import Spaces
 from danlu.world.environments import Environments
 from danlu.world.normalizing import Statistics
 
@@ -52,8 +53,9 @@ def environments_of(
         workers=0 if like is not None else data.workers,
         normalize_observations=data.normalize_observations,
         normalize_rewards=data.normalize_rewards,
-        gamma=getattr(recipe.method, "gamma", None),
+        gamma=recipe.method.discount,
         time_limit=data.time_limit if time_limit is None else time_limit,
+        timeout=data.timeout,
         statistics=None if like is None else like.statistics,
     )
 
@@ -111,6 +113,11 @@ class Policy:
     def env_options(self) -> dict[str, Any]:
         """What that takes."""
         return self.recipe.data.options
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which its episodes were cut; None for what the environment is registered with."""
+        return self.recipe.data.time_limit
 
     def act(self, observation: Any) -> Any:
         """What it thinks best: an action for an observation, or one for each of several, ``[N, ...]``."""

@@ -171,20 +171,20 @@ class Density(nn.Module, ABC):
         self.space = space
         self.evaluations = 1
 
-    def noise(self, keys: Int[Tensor, " N"]) -> Float[Tensor, N *shape]:
+    def noise(self, keys: Int[Tensor, " N"]) -> Float[Tensor, "N ..."]:
         """Noise, a function of the keys."""
         return normal(keys, _NOISE, self.space.size).view(len(keys), *self.space.shape)
 
     @abstractmethod
-    def decode(self, z: Float[Tensor, N *shape], context: Tensor | None = None) -> Float[Tensor, N *shape]:
+    def decode(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """The rows that are made of this noise."""
 
     @abstractmethod
-    def encode(self, x: Float[Tensor, N *shape], context: Tensor | None = None) -> Float[Tensor, N *shape]:
+    def encode(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """The noise that these rows are made of."""
 
     @abstractmethod
-    def log_prob(self, x: Float[Tensor, N *shape], context: Tensor | None = None) -> Float[Tensor, " N"]:
+    def log_prob(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, " N"]:
         """How likely each row is, in nats, of the kind that `likelihood` says.
 
         Raises:
@@ -192,7 +192,7 @@ class Density(nn.Module, ABC):
         """
 
     @abstractmethod
-    def path(self, z: Float[Tensor, N *shape], context: Tensor | None = None) -> list[Tensor]:
+    def path(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> list[Tensor]:
         """The way from noise to rows, both included, each stage ``[N, *shape]``."""
 
 

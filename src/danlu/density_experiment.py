@@ -16,6 +16,7 @@ from danlu.data.arrays import Arrays, ArraySource, Facts, load_arrays
 from danlu.density import Rows
 from danlu.density_files import density_of, save_density
 from danlu.density_shown import shown
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
@@ -164,6 +165,7 @@ class DensityExperiment:
             clip_norm=recipe.optimizer.clip_norm,
             seed=recipe.run.seed,
             parallel=self.parallel,
+            image_size=self.facts.size if self.facts.kind == "image" else None,
         )
 
     def held_out(self) -> Iterator[Rows]:
@@ -180,7 +182,7 @@ class DensityExperiment:
         return loop_over(
             self.updater(),
             self.source(),
-            run=run,
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             settings=settings,
             guards=settings.guards,
             plan=Plan(
@@ -199,6 +201,7 @@ class DensityExperiment:
             held_out=self.held_out,
             shown=lambda history: self._shown(run, history),
             stopping=stopping,
+            again=True,
         )
 
     def _shown(self, run: Path, history: History) -> Shown:
@@ -236,9 +239,7 @@ def assemble_density(recipe: DensityRecipe, ranks: Ranks = ALONE) -> DensityExpe
     device = Device.choose(recipe.run.device, recipe.run.threads, ranks)
     with ranks.together():
         train, measured = load_arrays(recipe.data, recipe.run.seed)
-        frame = Frame.fitted(
-            train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed
-        )
+        frame = Frame.fitted(train, logit=recipe.data.logit, standardize=recipe.data.standardize, seed=recipe.run.seed)
         framed = density_of(recipe, Facts.of(train), frame)
         parallel = Parallel() if ranks.size == 1 else Replicated(ranks)
         parallel.lay_out(framed, device.torch)

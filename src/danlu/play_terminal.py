@@ -3,105 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console as Rich
 
+from danlu.acting_files import load_agent
 from danlu.engine.record import json_line
 from danlu.errors import RecipeError
 from danlu.gif import write_gif
-from danlu.playing import Episode, Make, Policy, Record, play, recorded
+from danlu.playing import play
+from danlu.world.recording import Recording
 
 
 def play_run(
-    run: str | Path,
-    *,
-    episodes: int,
-    seed: int,
-    longest: int,
-    out: Path | None = None,
-    window: bool = False,
-) -> list[Episode]:
-    """Have what a run trained act; see `show_play`.
+    run: str | Path, *, episodes: int, seed: int, longest: int, out: Path | None = None, window: bool = False
+) -> list[Recording]:
+    """Have what a run trained act; tell of each episode what it returned and how long it was.
 
     Args:
         run: its directory, or what came of it.
-        episodes: how many.
-        seed: of the first; each of the others has the next one.
-        longest: steps after which an episode is cut short.
+        episodes: see `danlu.playing.play`.
+        seed: see there.
+        longest: see there.
         out: a GIF to be written of all of them.
-        window: whether it is shown on the screen as it goes.
-    """
-    from danlu.acting_files import load_agent
-    from danlu.world.making import make
-    from danlu.world.recording import record
-
-    require_place(out, window)
-    return show_play(
-        load_agent(run),
-        episodes=episodes,
-        seed=seed,
-        longest=longest,
-        make=make,
-        record=record,
-        out=out,
-        window=window,
-    )
-
-
-def show_play(
-    policy: Policy,
-    *,
-    episodes: int,
-    seed: int,
-    longest: int,
-    make: Make,
-    record: Record,
-    out: Path | None = None,
-    window: bool = False,
-) -> list[Episode]:
-    """Act some episodes, and tell of each what it returned and how long it was.
-
-    Args:
-        policy: what acts.
-        episodes: how many.
-        seed: of the first; each of the others has the next one.
-        longest: steps after which an episode is cut short.
-        make: makes the environment.
-        record: acts an episode and keeps what was seen.
-        out: a GIF to be written of all of them.
-        window: whether it is shown on the screen as it goes.
+        window: see there.
 
     Raises:
         RecipeError: when the GIF has no place, or is asked for beside a window.
-        UnsupportedError: where there is no screen, or what draws is not installed.
-        RunError: where the environment cannot be acted in.
+        DanluError: what `load_agent` and `play` raise.
     """
-    require_place(out, window)
-    acted: Iterator[Episode]
-    if out is None:
-        acted = play(policy, episodes=episodes, seed=seed, longest=longest, make=make, window=window)
-    else:
-        acted = recorded(policy, episodes=episodes, seed=seed, longest=longest, record=record)
-    done: list[Episode] = []
+    _require_place(out, window)
+    done: list[Recording] = []
+    acted = play(
+        load_agent(run), episodes=episodes, seed=seed, longest=longest, pictures=out is not None, window=window
+    )
     for episode in acted:
         _tell(len(done), episode)
         done.append(episode)
     if out is not None:
-        frames = [frame for episode in done for frame in episode.frames]
-        write_gif(out, frames, done[0].frames_per_second)
+        write_gif(out, [frame for episode in done for frame in episode.frames], done[0].frames_per_second)
     _conclude(done, out)
     return done
 
 
-def require_place(out: Path | None, window: bool) -> None:
-    """See that a GIF can be written where it is asked for, before anything is acted.
-
-    Raises:
-        RecipeError: where it cannot.
-    """
+def _require_place(out: Path | None, window: bool) -> None:
     if out is None:
         return
     if window:
@@ -112,18 +58,18 @@ def require_place(out: Path | None, window: bool) -> None:
         raise RecipeError("its folder does not exist", where=out, do="Make it, or name another.")
 
 
-def _tell(number: int, episode: Episode) -> None:
+def _tell(number: int, episode: Recording) -> None:
     if not sys.stdout.isatty():
-        row = {"episode": number, "seed": episode.seed, "return": episode.returned, "length": episode.length}
+        row = {"episode": number, "seed": episode.seed, "return": episode.rewards, "length": episode.length}
         print(json_line({**row, "whole": episode.whole}), flush=True)
         return
     cut = "" if episode.whole else " (cut short)"
-    came = f"return [bold]{episode.returned:.6g}[/], {episode.length:,} steps{cut}"
+    came = f"return [bold]{episode.rewards:.6g}[/], {episode.length:,} steps{cut}"
     Rich().print(f"episode {number + 1}, seed {episode.seed}: {came}", highlight=False)
 
 
-def _conclude(done: list[Episode], out: Path | None) -> None:
-    returns = np.array([episode.returned for episode in done])
+def _conclude(done: list[Recording], out: Path | None) -> None:
+    returns = np.array([episode.rewards for episode in done])
     mean, deviation = float(returns.mean()), float(returns.std())
     if not sys.stdout.isatty():
         written = {} if out is None else {"gif": str(out)}

@@ -38,7 +38,7 @@ class ActingRecipe(Config):
     data: WorldConfig = Field(default_factory=WorldConfig)
     """What it acts in."""
     optimizer: SerializeAsAny[Annotated[OptimizerConfig, Kind("optimizer")]] = Field(default_factory=AdamW)
-    """How gradients move weights; how long one may be is the method's to say (`method.clip_norm`), where it has any."""
+    """How gradients move weights, where the method has any."""
     run: ActingRun = Field(default_factory=ActingRun)
     """How, where and how long."""
 

@@ -63,6 +63,7 @@ RULES: tuple[Rule, ...] = (
     Rule("adapter*", "refused", "the checkpoint's weights are of that adapter"),
     # data: what decides the samples and their order is fixed, what only says how they come is not
     Rule("data.workers", "free", "a matter of speed"),
+    Rule("data.timeout", "free", "a matter of patience"),
     Rule("data.cache", "free", "a matter of speed"),
     Rule("data.quarantine", "free", "rows that are set aside would have stopped the run"),
     Rule("data.step_samples", "warned", "updates are larger or smaller from here on"),

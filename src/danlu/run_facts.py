@@ -17,8 +17,8 @@ from danlu.engine.work import passes
 from danlu.experiment import Experiment
 from danlu.parts.quantized import num_bytes, num_weights
 from danlu.registry import name_of
+from danlu.spaces import in_words
 from danlu.world.finite import map_of
-
 
 AnyExperiment: TypeAlias = Experiment | ActingExperiment | DensityExperiment
 """An experiment of any family."""
@@ -118,14 +118,15 @@ def _(experiment: Experiment) -> tuple[str, dict[str, Any]]:
 def _(experiment: ActingExperiment) -> tuple[str, dict[str, Any]]:
     data, environments = experiment.recipe.data, experiment.environments
     if environments is None or data.env is None:
-        root = getattr(experiment.recipe.method, "sought", None)
-        return "world", {"env": None, **({} if root is None else {"root": float(root()[0])})}
+        root = experiment.recipe.method.root
+        return "world", {"env": None, **({} if root is None else {"root": root})}
     spaces = environments.spaces
     return "world", {
         "env": data.env,
         "num_envs": environments.num_envs,
-        "observation": str(spaces.observation),
-        "action": str(spaces.action),
+        "env_steps": data.env_steps,
+        "observation": in_words(spaces.observation),
+        "action": in_words(spaces.action),
         "states": spaces.num_states,
         "actions": spaces.num_actions,
         **map_of(data.env, data.options),

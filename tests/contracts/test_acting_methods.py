@@ -17,7 +17,8 @@ from danlu.engine.record import rows_of
 from danlu.errors import UnsupportedError
 from danlu.reading import read_recipe
 from danlu.recipe_acting import ActingRecipe
-from danlu.registry import exported, lookup
+from danlu.registry import exported, lookup, name_of
+from danlu.world.gridworld import GridWorld
 
 METHODS = [entry.name for entry in exported("method") if issubclass(entry.target, ActingMethod)]
 SMALL: dict[str, dict[str, Any]] = {
@@ -114,3 +115,32 @@ def test_a_space_that_it_cannot_act_in_is_refused(name: str) -> None:
             pytest.raises(UnsupportedError, match="a number for each state"),
         ):
             agent_of(elsewhere, environments)
+
+
+PAGES = Path(__file__).parent.parent.parent / "docs" / "acting"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_has_a_place_in_the_pages_with_its_source_and_a_recipe_that_is_one(name: str) -> None:
+    entry = next(entry for entry in exported("method") if entry.name == name)
+    sections = [part for page in PAGES.glob("*.md") for part in page.read_text(encoding="utf-8").split("\n## ")[1:]]
+    (section,) = [section for section in sections if section.partition("\n")[0] == name]
+    assert entry.source.split()[-1] in section
+    assert "**Measured.**" in section
+    assert "{{" not in section
+    command = section.partition("`danlu train ")[2].partition("`")[0]
+    source, *overrides = command.partition(" [")[0].split()
+    assert name_of(type(read_recipe(source, overrides).method)) == name
+
+
+FINDERS = [name for name in METHODS if lookup("method", name).finite and lookup("method", name).goal == "control"]
+
+
+@pytest.mark.parametrize("name", [name for name in FINDERS if name != "monte_carlo_basic"])
+def test_as_it_is_by_default_it_finds_the_target(name: str, tmp_path: Path) -> None:
+    run = danlu.train("gridworld", f"method={name}", "run.threads=1", f"run.out={tmp_path / 'run'}")
+    agent, layout = load_agent(run.path).agent, GridWorld().layout
+    cells = torch.arange(25)
+    for _ in range(25):
+        cells = torch.from_numpy(layout.following[cells, agent.act(cells, None).actions])
+    assert int((cells == layout.target).sum()) >= 24

@@ -23,7 +23,7 @@ def test_every_method_says_where_it_belongs_and_whose_it_is(name: str) -> None:
     assert issubclass(method, Method)
     assert re.search(r"\d{4}.*https?://\S+$", entry.source), "author, year and link"
     assert entry.summary
-    assert method.learns_from in ("sequence", "answers", "experience")
+    assert method.learns_from in ("sequence", "answers", "rows", "experience")
     assert method.level in ("table", "features", "network")
     for word in (method.goal, method.mechanism):
         assert re.fullmatch(r"[\w'-]+( [\w'-]+){0,4}", word), "a word or a few"

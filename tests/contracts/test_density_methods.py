@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from danlu.density import Density, DensityMethod, Rows, Space
 from danlu.errors import UnsupportedError
+from danlu.method.maximum_likelihood import MaximumLikelihood
 from danlu.parts.flow import Flow
 from danlu.parts.prior import StandardNormal
 from danlu.registry import exported, lookup
@@ -24,6 +26,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "spline_coupling": {"steps": 3},
 }
 """Fields with which a method is small, where it is not by itself."""
+CLOSELY: dict[str, dict[str, Any]] = {"cnf": {"tolerance": 1e-8}, "flow_matching": {"tolerance": 1e-8}}
+"""Fields with which a method solves as closely as float64 lets it."""
 SPACES = {
     "plain": Space((3,)),
     "two": Space((2,)),
@@ -33,6 +37,7 @@ SPACES = {
     "image of a class": Space((2, 4, 2), classes=2),
 }
 CASES = [(name, space) for name in METHODS for space in SPACES]
+FITTED = [name for name in METHODS if issubclass(lookup("method", name), MaximumLikelihood)]
 SAID = [name for name in METHODS if lookup("method", name)().density(Space((2,)), SMALL, 0).likelihood == "exact"]
 
 
@@ -45,9 +50,16 @@ def made(name: str, space: str, seed: int = 0, **fields: Any) -> tuple[DensityMe
     return method, method.density(shape, network, seed)
 
 
+def moved(name: str, space: str, **fields: Any) -> tuple[DensityMethod, Density]:
+    """The same away from where it begins, in float64."""
+    method, density = made(name, space, **fields)
+    disturbed(density, scale=0.1 if len(density.space.shape) == 3 else 0.3)
+    return method, density
+
+
 def tolerance(method: DensityMethod) -> float:
     """How far what is solved may be from what is exact."""
-    return 1e-9 if method.one_step else 1e-3
+    return 1e-8 if method.one_step else 1e-5
 
 
 def near(a: Tensor, b: Tensor, tolerance: float) -> None:
@@ -63,8 +75,7 @@ def test_every_field_is_documented_beside_it(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "space"), CASES)
 def test_rows_come_back_from_the_noise_they_are_made_of(name: str, space: str) -> None:
-    method, density = made(name, space)
-    disturbed(density)
+    method, density = moved(name, space, **CLOSELY.get(name, {}))
     rows = rows_of(density.space, 5)
     context = context_of(density.space, rows)
     with torch.no_grad():
@@ -78,10 +89,9 @@ def test_rows_come_back_from_the_noise_they_are_made_of(name: str, space: str) -
 
 @pytest.mark.parametrize(("name", "space"), CASES)
 def test_a_likelihood_that_is_exact_is_that_of_the_noise_times_the_volume(name: str, space: str) -> None:
-    method, density = made(name, space)
+    method, density = moved(name, space, **CLOSELY.get(name, {}))
     if density.likelihood != "exact":
         pytest.skip("it says none, or a bound")
-    disturbed(density)
     rows = rows_of(density.space, 3)
     context = context_of(density.space, rows)
     z = density.encode(rows.x, context).detach().flatten(1)
@@ -92,8 +102,7 @@ def test_a_likelihood_that_is_exact_is_that_of_the_noise_times_the_volume(name: 
 
 @pytest.mark.parametrize(("name", "space"), CASES)
 def test_the_path_leads_from_noise_to_rows(name: str, space: str) -> None:
-    method, density = made(name, space)
-    disturbed(density)
+    method, density = moved(name, space, **CLOSELY.get(name, {}))
     rows = rows_of(density.space, 4)
     context = context_of(density.space, rows)
     with torch.no_grad():
@@ -102,7 +111,7 @@ def test_the_path_leads_from_noise_to_rows(name: str, space: str) -> None:
         assert all(stage.shape == rows.x.shape and torch.isfinite(stage).all() for stage in path)
         near(path[0], rows.x, 0.0)
         near(path[-1], density.decode(rows.x, context), tolerance(method))
-        assert all(not torch.equal(a, b) for a, b in zip(path, path[1:], strict=False))
+        assert all(not torch.equal(a, b) for a, b in pairwise(path))
 
 
 def part_of(rows: Rows, start: int, stop: int) -> Rows:
@@ -129,8 +138,8 @@ def single(rows: Rows) -> Rows:
 
 @pytest.mark.parametrize(("name", "space"), CASES)
 def test_what_is_fitted_adds_up_over_groups(name: str, space: str) -> None:
-    method, density = made(name, space)
-    disturbed(density).float()
+    method, density = moved(name, space)
+    density.float()
     rows = single(rows_of(density.space, 7).keyed(5))
     whole = method.fit(density, replace(rows, parts=(3, 4)))
     groups = [method.fit(density, part_of(rows, 0, 3)), method.fit(density, part_of(rows, 3, 7))]
@@ -138,7 +147,7 @@ def test_what_is_fitted_adds_up_over_groups(name: str, space: str) -> None:
     assert method.counts(rows) == dict.fromkeys(method.terms, 7.0)
     assert whole.losses
     assert all(value.requires_grad for value in whole.losses.values())
-    for kind in ("losses", "metrics"):
+    for kind in ("losses", "metrics") if method.one_step else ("losses",):  # what solving takes depends on the pack
         together, *apart = (getattr(one, kind) for one in (whole, *groups))
         for term, value in together.items():
             near(value.detach(), sum(part[term].detach() for part in apart), 1e-4 if method.one_step else 1e-2)
@@ -147,15 +156,15 @@ def test_what_is_fitted_adds_up_over_groups(name: str, space: str) -> None:
         assert gradient.any(), parameter
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", FITTED)
 def test_how_rows_were_spread_out_is_part_of_what_is_fitted(name: str) -> None:
     method, density = made(name, "plain")
     plain = replace(single(rows_of(density.space, 4).keyed(1)), log_det=torch.zeros(4))
     spread = replace(plain, log_det=torch.tensor([1.0, 2.0, 3.0, -0.5]))
-    sums = [float(sum(method.fit(density, one).losses.values())) for one in (plain, spread)]
+    sums = [float(sum(method.fit(density, one).losses.values()).detach()) for one in (plain, spread)]
     assert sums[0] - sums[1] == pytest.approx(5.5, abs=1e-4)
-    wanted = -float(density.log_prob(plain.x).sum())
-    assert method.summarize({"loss": sums[0]})["nll"] == sums[0] == pytest.approx(wanted, abs=1e-4)
+    wanted = -float(density.log_prob(plain.x).sum().detach())
+    assert method.summarize({"loss": sums[0]})["nll"] == sums[0] == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize(("name", "space"), CASES)
@@ -180,8 +189,7 @@ def test_everything_follows_from_the_seed_and_the_keys(name: str, space: str) ->
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("space", ["classes", "features", "image of a class"])
 def test_what_rows_are_conditioned_on_matters(name: str, space: str) -> None:
-    _, density = made(name, space)
-    disturbed(density)
+    _, density = moved(name, space)
     rows = rows_of(density.space, 5)
     condition = rows.condition
     assert condition is not None

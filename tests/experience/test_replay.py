@@ -10,9 +10,9 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.acting import Spaces
 from danlu.errors import CheckpointError
 from danlu.experience.replay import Ring
+from danlu.spaces import Spaces
 
 SPACES = Spaces(Box(-1.0, 1.0, (3,), np.float32), Discrete(4))
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from danlu.acting import Agent, Choice, Spaces
+from danlu.acting import Agent, Choice
 from danlu.errors import UnsupportedError
 from danlu.experience.source import Acted
+from danlu.spaces import Spaces
 from danlu.world.environments import Environments
 
 
@@ -81,6 +82,7 @@ def test_an_episode_is_whole_and_leaves_the_others_where_they_are() -> None:
     np.testing.assert_array_equal(before, acted.environments.observations)
     again = acted.episode(Wild(acted.spaces), longest=15)
     assert not torch.equal(episode.observations, again.observations)
+    assert len(acted.episode(Wild(acted.spaces), longest=100)) == 20, "the run's own limit cuts it, too"
 
 
 def test_nothing_is_known_of_a_world_that_does_not_say() -> None:

@@ -147,7 +147,7 @@ def test_what_converges(make_run: MakeRun) -> None:
 
 
 def test_of_a_table_no_gradient_is_drawn(make_run: MakeRun) -> None:
-    rows: list[dict[str, object]] = [{"step": s, "loss": 1 / s, "lr": 1e-3, "grad_norm": 0.0} for s in range(1, 9)]
+    rows: list[dict[str, object]] = [{"step": s, "loss": 1 / s} for s in range(1, 9)]
     model: dict[str, object] = {"kind": "model", "agent": "q_learning", "parameters": 175, "trainable": 0}
     page = read(write_report(make_run(metrics=rows, events=[WORLD, model], recipe=RECIPE)))
     assert set(figures(page)) == {"loss"}

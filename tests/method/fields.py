@@ -37,7 +37,7 @@ def shaken(density: Density, *, by: float = 0.3, seed: int = 5) -> Density:
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in density.parameters():
-            weight += by * torch.randn(weight.shape, generator=chance).to(weight.dtype)
+            weight.add_(torch.randn(weight.shape, generator=chance).to(weight.dtype), alpha=by)
     return density
 
 

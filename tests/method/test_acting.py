@@ -9,7 +9,9 @@ import torch
 from danlu.acting import ActingMethod, Agent, Turn
 from danlu.method.a2c import A2C
 from danlu.method.ddpg import DDPG
+from danlu.method.descent import descend
 from danlu.method.dqn import DQN
+from danlu.method.exploring import Exploring
 from danlu.method.off_policy_ac import OffPolicyAC
 from danlu.method.ppo import PPO
 from danlu.method.qac import QAC
@@ -50,7 +52,7 @@ def turns(method: ActingMethod, env: str, num: int = 3) -> tuple[torch.Tensor, t
     before = torch.cat([p.detach().flatten() for p in weights])
     losses = []
     for number in range(num):
-        said = method.learn(agent, played, Turn(number, number / num, optimizer, seed=number))
+        said = method.learn(agent, played, Turn(number, number / num, optimizer, seed=number, clip_norm=0.5))
         losses.append(float(said["loss"]))
         assert all(not isinstance(v, torch.Tensor) or (v.dim() == 0 and not v.requires_grad) for v in said.values())
         assert all(p.grad is None for p in agent.parameters())
@@ -83,6 +85,16 @@ def test_importance_weights_are_those_of_the_behaviour() -> None:
         torch.testing.assert_close(steps.said["log_prob"].flatten(), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_gradient_is_scaled_down_to_what_the_turn_says() -> None:
+    slope = torch.tensor([3.0, 0, 4, 0])
+    for longest, moved in ((None, 5.0), (7.0, 5.0), (0.5, 0.5)):
+        w = torch.nn.Parameter(torch.zeros(4))
+        turn = Turn(0, 0.0, torch.optim.SGD([w], lr=1.0), seed=0, clip_norm=longest)
+        descend(turn, (w * slope).sum(), [w])
+        torch.testing.assert_close(w.detach(), -slope * moved / 5, rtol=1e-5, atol=0)
+        assert turn.norms == [5.0]
+
+
 class Corridor(gymnasium.Env[int, int]):
     """Five places in a row; right leads to a reward at the end, left leads back."""
 
@@ -109,7 +121,7 @@ class Corridor(gymnasium.Env[int, int]):
         ("off_policy_ac", OffPolicyAC(gamma=0.9, num_steps=16), 60, 1e-2),
         ("ppo", PPO(gamma=0.9, num_steps=64, epochs=4), 15, 1e-2),
         ("trpo", TRPO(gamma=0.9, num_steps=64, target_kl=0.05), 15, 1e-2),
-        ("dqn", DQN(gamma=0.9, num_steps=16, updates=8, start=100, target_every=20, exploration=0.5), 60, 1e-2),
+        ("dqn", DQN(gamma=0.9, num_steps=16, updates=8, start=100, target_every=20, epsilon=Exploring()), 60, 1e-2),
     ],
 )
 def test_it_learns_the_way_down_a_corridor(name: str, method: ActingMethod, num: int, lr: float) -> None:
@@ -117,6 +129,6 @@ def test_it_learns_the_way_down_a_corridor(name: str, method: ActingMethod, num:
     agent = method.agent(played.spaces, MLP(hidden=(16,)), seed=0)
     optimizer = optimizer_of(agent, lr)
     for number in range(num):
-        method.learn(agent, played, Turn(number, number / num, optimizer, seed=number))
+        method.learn(agent, played, Turn(number, number / num, optimizer, seed=number, clip_norm=0.5))
     best = agent.act(torch.arange(4), None).actions
     assert best.tolist() == [1, 1, 1, 1]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from danlu.acting import Agent, Choice, Spaces, Steps
+from danlu.acting import Agent, Choice, Steps
 from danlu.method.advantages import advantages_of, standardised, values_following
+from danlu.spaces import Spaces
 
 
 def by_definition(rewards, values, following, terminated, truncated, gamma, lam):  # type: ignore[no-untyped-def]

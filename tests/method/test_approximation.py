@@ -11,18 +11,19 @@ from gymnasium.spaces import Discrete
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.acting import ActingMethod, Spaces
+from danlu.acting import ActingMethod
 from danlu.errors import RunError, UnsupportedError
-from danlu.method.approximation import NOWHERE, Iterate
+from danlu.method.approximation import Iterate
 from danlu.method.incremental_mean import IncrementalMean, incremented
 from danlu.method.robbins_monro import RobbinsMonro
 from danlu.method.step_size import StepSize
 from danlu.method.stochastic_gradient import StochasticGradient
+from danlu.spaces import Spaces
 from method.turns import turn
 
 
 def found(method: ActingMethod, turns: int = 1, seed: int = 0) -> tuple[Iterate, list[dict[str, float]]]:
-    agent = method.agent(NOWHERE, None, seed)
+    agent = method.agent(Spaces.none(), None, seed)
     assert isinstance(agent, Iterate)
     return agent, [dict(method.learn(agent, None, turn(number, turns, seed))) for number in range(turns)]  # type: ignore[arg-type]
 

@@ -65,6 +65,35 @@ def test_the_density_is_that_of_the_map(space: Space, hidden: tuple[int, ...]) -
     torch.testing.assert_close(stages[-1], x, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("activation", ["silu", "tanh", "elu"])
+def test_it_is_zukos_under_copied_weights(activation: str) -> None:
+    """Whose time runs the other way: f(t, x) = - f_zuko(1 - t, x), and cos k pi (1 - t) = (-1)^k cos k pi t."""
+    zuko = pytest.importorskip("zuko")
+    network = MLP(hidden=(16, 16), activation=activation, initial="uniform")  # type: ignore[arg-type]
+    _, density = made(Space((3,)), network, tolerance=1e-8)
+    kinds = {"silu": torch.nn.SiLU, "tanh": torch.nn.Tanh, "elu": torch.nn.ELU}
+    flow = zuko.flows.CNF(3, 0, hidden_features=(16, 16), activation=kinds[activation], atol=1e-8, rtol=1e-8)
+    ours, theirs = list(density.field.network.parameters()), list(flow.transform.ode.parameters())
+    turned = torch.tensor([-1.0, 1.0, -1.0])
+    with torch.no_grad():
+        of_x, cosines, sines = ours[0].split(3, 1)
+        theirs[0].copy_(torch.cat([cosines * turned, sines * -turned, of_x], 1))
+        for one, other in zip(ours[1:-2], theirs[1:-2], strict=True):
+            other.copy_(one)
+        theirs[-2].copy_(-ours[-2])
+        theirs[-1].copy_(-ours[-1])
+    density.double()
+    flow.double()
+    x = rows_of(8, Space((3,))).x.double()
+    found, expected = density.log_prob(x), flow().log_prob(x)
+    torch.testing.assert_close(density.encode(x), flow().transform(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if activation == "elu":  # its slope's slope jumps, and no step's gradient is close there
+        return
+    (slope,), (other,) = (torch.autograd.grad(f.sum(), [w]) for f, w in ((found, ours[2]), (expected, theirs[2])))
+    torch.testing.assert_close(slope, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "dopri5"])
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_a_linear_field_gives_a_normal_distribution(solver: str, trace: str) -> None:
@@ -86,7 +115,9 @@ def test_a_linear_field_gives_a_normal_distribution(solver: str, trace: str) -> 
     found = density.log_prob(x).detach()
     if trace == "exact":
         torch.testing.assert_close(found, law.log_prob(x), rtol=0, atol=2e-3 if solver == "euler" else 1e-4)
-        torch.testing.assert_close(density.decode(density.encode(x)), x, rtol=0, atol=2e-3 if solver == "euler" else 1e-4)
+        torch.testing.assert_close(
+            density.decode(density.encode(x)), x, rtol=0, atol=2e-3 if solver == "euler" else 1e-4
+        )
     else:  # v^T A v takes two values, whose mean is the trace
         errors = (found - law.log_prob(x)).abs()
         off = float((a[0, 1] + a[1, 0]).abs())

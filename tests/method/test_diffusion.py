@@ -56,7 +56,9 @@ def test_the_published_schedules() -> None:
     assert linear.betas[-1] == pytest.approx(0.02)
     assert linear.kept[1000] == pytest.approx(4.0358e-5, rel=1e-3)  # as Ho et al.'s schedule comes to
     cosine = Noising("cosine", 1000)
-    assert cosine.kept[500] == pytest.approx(math.cos(0.508 / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2)
+    assert cosine.kept[500] == pytest.approx(
+        math.cos(0.508 / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    )
     assert max(cosine.betas) == 0.999
 
 
@@ -188,7 +190,7 @@ def test_it_learns_two_modes() -> None:
         x = rows.x * 0.2 + torch.where(right, 0.7, -1.3)
         return Rows(x, None, rows.sample, rows.keys, rows.parts, rows.log_det)
 
-    method = Diffusion(num_steps=100, sampling_steps=25)
+    method = Diffusion(num_steps=100, sampling_steps=100)
     density = method.density(Space((1,)), MLP(hidden=(64, 64), activation="silu", initial="uniform"), 0)
     trained(method, density, draw, 400, 1e-2)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from danlu.density import Rows, Space
 from danlu.errors import UnsupportedError
 from danlu.method.flow_matching import FlowMatching
 from danlu.parts.continuous import ContinuousFlow
-from danlu.parts.network import MLP
+from danlu.parts.network import MLP, Patches, UNet
 
 from .fields import Known, grid, rows_of, shaken, some, sums_and_slopes, trained
 
@@ -22,7 +22,9 @@ SMALL = MLP(hidden=(8, 8), activation="silu", initial="uniform")
 MEAN, SPREAD = 0.7, 0.4
 
 
-def made(space: Space, network: Config = SMALL, *, by: float = 0.3, **fields: object) -> tuple[FlowMatching, ContinuousFlow]:
+def made(
+    space: Space, network: Config = SMALL, *, by: float = 0.3, **fields: object
+) -> tuple[FlowMatching, ContinuousFlow]:
     method = FlowMatching(**fields)  # type: ignore[arg-type]
     density = method.density(space, network, seed=1)
     shaken(density, by=by)
@@ -72,9 +74,8 @@ def test_a_network_comes_near_the_closed_form() -> None:
     method, density = made(Space((1,)), MLP(hidden=(32, 32), activation="silu", initial="uniform"), by=0)
     trained(method, density, lambda step: normal_rows(256, step), 400, 1e-2)
     rows = normal_rows(2000, 12345)
-    t, noise = torch.rand(2, 2000, generator=torch.Generator().manual_seed(3))
+    t = torch.rand(2000, generator=torch.Generator().manual_seed(3))
     x = (1 - t[:, None]) * torch.randn(2000, 1, generator=torch.Generator().manual_seed(4)) + t[:, None] * rows.x
-    del noise
     with torch.no_grad():
         exact = velocity("linear", t[:, None], x)
         error = (density.field(t, x, None) - exact).square().mean().sqrt()
@@ -92,16 +93,17 @@ def mixture(num: int, seed: int) -> Rows:
 @pytest.mark.parametrize("pairing", ["none", "optimal_transport"])
 def test_rows_of_a_mixture_have_its_modes_and_weights(pairing: str) -> None:
     network = MLP(hidden=(64, 64), activation="silu", initial="uniform")
-    method, density = made(Space((2,)), network, by=0, pairing=pairing, tolerance=1e-3)
-    assert method.together == (256 if pairing == "optimal_transport" else None)
-    trained(method, density, lambda step: mixture(256, step), 500, 1e-2)
+    method, density = made(Space((2,)), network, by=0, pairing=pairing, tolerance=1e-3, minibatch=128)
+    assert method.together == (128 if pairing == "optimal_transport" else None)
+    trained(method, density, lambda step: mixture(128, step), 700, 1e-2)
     with torch.no_grad():
         x = density.decode(density.noise(rows_of(3000, Space((2,)), seed=77).keys))
     right = x[:, 0] > 0
     assert float(right.float().mean()) == pytest.approx(0.7, abs=0.04)
     for side, centre in ((right, [2.0, 1.0]), (~right, [-2.0, 0.0])):
-        torch.testing.assert_close(x[side].mean(0), torch.tensor(centre), rtol=0, atol=0.1)
-        torch.testing.assert_close(x[side].std(0), torch.tensor([0.3, 0.3]), rtol=0, atol=0.12)
+        low, middle, high = x[side].quantile(torch.tensor([0.16, 0.5, 0.84]), 0)  # a few lie on the way between
+        torch.testing.assert_close(middle, torch.tensor(centre), rtol=0, atol=0.1)
+        torch.testing.assert_close((high - low) / 2, torch.tensor([0.3, 0.3]), rtol=0, atol=0.12)
     test = mixture(500, 999).x
     each = [
         math.log(w) - (test - torch.tensor(c)).square().sum(1) / (2 * 0.09) - math.log(2 * math.pi * 0.09)
@@ -125,15 +127,26 @@ def test_pairs_that_are_near_leave_straighter_paths() -> None:
     assert apart["optimal_transport"] < 0.5 * apart["none"]
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
-def test_how_likely_a_row_is_comes_from_the_map_that_makes_it(space: Space) -> None:
-    _, density = made(space, tolerance=1e-9)
+IMAGES = [
+    UNet(width=4, factors=(1,), groups=2),
+    Patches(patch=2, width=8, layers=1, heads=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("space", "network"),
+    [*((space, SMALL) for space in SPACES), *((Space((1, 2, 4), classes=2), n) for n in IMAGES)],
+    ids=str,
+)
+def test_how_likely_a_row_is_comes_from_the_map_that_makes_it(space: Space, network: Config) -> None:
+    """Whether its trace is known from its layers, or had by going through the network."""
+    _, density = made(space, network, by=0.3 if network is SMALL else 0.03, tolerance=1e-8)
     density.double()
     rows = rows_of(2, space)
     x, context = rows.x.double(), space.vector(rows.condition)
     context = None if context is None else context.double()
     z = density.encode(x, context)
-    torch.testing.assert_close(density.decode(z, context), x, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(density.decode(z, context), x, rtol=1e-6, atol=1e-6)
 
     def one(x: Tensor, i: int) -> Tensor:
         return density.encode(x.view(1, *space.shape), None if context is None else context[i : i + 1]).flatten()
@@ -161,10 +174,10 @@ def test_rows_take_as_many_questions_as_the_solver_has(solver: str, asked: int |
         x = density.decode(z)
         assert asked is None or density.evaluations == asked
         fine = made(Space((2,)), tolerance=1e-7)[1].decode(z)
-        torch.testing.assert_close(x, fine, rtol=0, atol={"euler": 0.5, "dopri5": 1e-4}.get(solver, 0.05))
+        torch.testing.assert_close(x, fine, rtol=0, atol={"euler": 0.5, "dopri5": 1e-3}.get(solver, 0.05))
         stages = density.path(z)
     assert len(stages) == (31 if solver == "dopri5" else 6)
-    torch.testing.assert_close(stages[-1], x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(stages[-1], x, rtol=0, atol=1e-3)
     assert torch.equal(stages[0], z)
 
 

@@ -169,7 +169,8 @@ def test_of_gaussian_rows_the_entropy_is_reached(name: str) -> None:
     method = lookup("method", name)(**{"steps": 4, **prior})
     flow = method.density(Space((2,)), MLP(hidden=(16,), activation="relu", initial="uniform"), 0)
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    for _ in range(250):
+    for step in range(250):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 250)
         rows = Rows.of(x[torch.randint(len(x), (256,), generator=chance)], None, torch.arange(256))
         optimizer.zero_grad()
         (method.fit(flow, rows).losses["nll"] / 256).backward()

@@ -64,7 +64,7 @@ def test_degrees_are_spread_over_all_that_there_are() -> None:
 def test_a_path_through_the_masks_is_a_way_to_see() -> None:
     """Whether an output sees an input is a product of masks, and must be what autoregression says."""
     ways = masks(4, (6, 9), 1, 2)
-    seen = (ways[0].double() @ ways[1].double() @ ways[2].double()) > 0
+    seen = (ways[2].double() @ ways[1].double() @ ways[0].double()).T > 0
     wanted = torch.ones(4, 4).triu(1).bool().repeat(1, 2)
     assert torch.equal(seen[:4], wanted)
     assert seen[4].all()

@@ -9,11 +9,12 @@ import pytest
 import torch
 from gymnasium.spaces import Discrete
 
-from danlu.acting import Spaces, Steps
+from danlu.acting import Steps
 from danlu.method.qac import QAC
 from danlu.method.reinforce import Reinforce
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 
 STATES, ACTIONS, HORIZON, GAMMA = 3, 2, 4, 1.0
 MOVES = np.array([[1, 2], [0, 2], [2, 0]])
@@ -53,7 +54,7 @@ def episode(actions: tuple[int, ...]) -> Steps:
 
 @pytest.mark.parametrize("baseline", ["none", "value"])
 def test_the_expected_gradient_is_that_of_the_expected_return(baseline: str) -> None:
-    method = Reinforce(gamma=GAMMA, baseline=baseline, standardise=False, value_weight=0.0, clip_norm=None)
+    method = Reinforce(gamma=GAMMA, baseline=baseline, standardise=False, value_weight=0.0)
     agent = method.agent(SPACES, MLP(hidden=(5,)), seed=0).double()
     theta = agent.networks.theta
     with torch.no_grad():

@@ -10,12 +10,14 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from pydantic import ValidationError
 
-from danlu.acting import Spaces, Steps, Turn
+from danlu.acting import Steps, Turn
 from danlu.errors import UnsupportedError
 from danlu.method.ddpg import DDPG, DeterministicAgent
 from danlu.method.dqn import DQN, QAgent
+from danlu.method.exploring import Exploring
 from danlu.method.td_neural import TDNeural
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 from playing import Played
 
 STATES = Discrete(3)
@@ -51,7 +53,8 @@ def test_dqns_target_and_loss_by_hand(double: bool, start: int) -> None:
 
 
 def test_dqn_learns_from_what_it_remembers_and_its_target_stands_still_in_between() -> None:
-    method = DQN(num_steps=8, updates=3, start=20, batch_size=16, target_every=5, exploration=0.5, epsilon_end=0.1)
+    falling = Exploring(start=1.0, end=0.1, over=0.5)
+    method = DQN(num_steps=8, updates=3, start=20, batch_size=16, target_every=5, epsilon=falling)
     played = Played("CartPole-v1")
     agent = method.agent(played.spaces, MLP(hidden=(16,), activation="relu"), seed=0)
     optimizer = torch.optim.AdamW(agent.groups()[0]["params"], lr=1e-2)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from danlu.acting import Spaces
+from danlu.acting import Turn
 from danlu.method.a2c import A2C
 from danlu.method.advantages import OnPolicy
 from danlu.method.descent import step
 from danlu.method.ppo import PPO
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -88,21 +89,21 @@ def test_ppo(env: str, value_clip: float | None) -> None:
     model = theirs("PPO", env, clip_range_vf=value_clip, max_grad_norm=0.3, **shared)
     method = PPO(
         num_steps=STEPS, batch_size=STEPS * ENVS, epochs=epochs, entropy_weight=0.02, value_weight=0.4, clip_range=0.15,
-        value_clip=value_clip, clip_norm=0.3,
+        value_clip=value_clip,
     )  # fmt: skip
     spaces = Spaces(model.observation_space, model.action_space)
     agent, settled = (method.agent(spaces, MLP(), seed=s) for s in (0, 1))
     copied(model, agent)
     start = agent.networks.theta.detach().clone()
     batch = filled(model)
-    optimizer = torch.optim.SGD([agent.networks.theta], lr=RATE)
+    turn = Turn(0, 0.0, torch.optim.SGD([agent.networks.theta], lr=RATE), seed=0, clip_norm=0.3)
     for minibatch in method.minibatches(batch, torch.Generator()):
         passed = agent.networks.passed(minibatch.x)
         said = agent.opinion_of(passed.said, minibatch.actions)
         loss, metrics = method.loss(said, minibatch, method.clip_range)
         slope = method.slope(said, minibatch, said.log_prob() - minibatch.log_prob, method.clip_range)
         agent.networks.pull(passed, slope)
-        step(optimizer, [agent.networks.theta], method.clip_norm)
+        step(turn, [agent.networks.theta])
     model.train()
     assert float(loss) == pytest.approx(model.logger.name_to_value["train/loss"], rel=1e-4, abs=1e-5)
     assert 0 < float(metrics["clipped"]) < 1
@@ -113,7 +114,7 @@ def test_ppo(env: str, value_clip: float | None) -> None:
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_a2c(env: str) -> None:
     model = theirs("A2C", env, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.3)
-    method = A2C(num_steps=STEPS, entropy_weight=0.02, value_weight=0.4, clip_norm=0.3)
+    method = A2C(num_steps=STEPS, entropy_weight=0.02, value_weight=0.4)
     agent, settled = (method.agent(Spaces(model.observation_space, model.action_space), MLP(), seed=s) for s in (0, 1))
     copied(model, agent)
     start = agent.networks.theta.detach().clone()
@@ -122,7 +123,8 @@ def test_a2c(env: str) -> None:
     said = agent.opinion_of(passed.said, batch.actions)
     _, metrics = method.loss(said, batch)
     agent.networks.pull(passed, method.slope(said, batch))
-    step(torch.optim.SGD([agent.networks.theta], lr=RATE), [agent.networks.theta], method.clip_norm)
+    optimizer = torch.optim.SGD([agent.networks.theta], lr=RATE)
+    step(Turn(0, 0.0, optimizer, seed=0, clip_norm=0.3), [agent.networks.theta])
     model.train()
     told = model.logger.name_to_value
     for ours, name in (("policy_loss", "train/policy_loss"), ("value_loss", "train/value_loss")):

@@ -28,6 +28,7 @@ from danlu.method.temporal import Learning
 from experience_of import ExperienceOf, book_grid, corridor, some_world, steps_from
 from method.turns import taught, turn
 
+HARMONIC = StepSize(kind="harmonic")
 SETTLING = StepSize(kind="polynomial", start=1.0, power=0.7)
 TABLES = [Sarsa, NStepSarsa, ExpectedSarsa, QLearning]
 
@@ -36,6 +37,11 @@ def best(world: World, gamma: float = 0.9) -> torch.Tensor:
     """What actions are worth under the best policy."""
     equations = Bellman(world, gamma)
     return equations.action_values(equations.settle(torch.zeros(world.num_states).double(), 1e-12)[0])
+
+
+def steady(epsilon: float) -> Exploring:
+    """The same all along."""
+    return Exploring(start=epsilon, end=None)
 
 
 def best_exploring(world: World, epsilon: float, gamma: float = 0.9) -> torch.Tensor:
@@ -83,7 +89,7 @@ def test_td0_values_the_policy_it_is_given() -> None:
 
 @pytest.mark.parametrize("behaviour", ["epsilon_greedy", "uniform"])
 def test_q_learning_finds_the_best_values_where_nothing_is_random(behaviour: str) -> None:
-    method = QLearning(behaviour=behaviour, epsilon=Exploring(start=0.5), step_size=StepSize(start=0.9), steps=1000)
+    method = QLearning(behaviour=behaviour, epsilon=steady(0.5), step_size=StepSize(start=0.9), steps=1000)
     agent, told = taught(method, ExperienceOf(book_grid(), num_envs=8, limit=50), 6)
     np.testing.assert_allclose(agent.q.detach(), best(book_grid()), atol=1e-3)
     assert told[0]["epsilon"] == (1.0 if behaviour == "uniform" else 0.5)
@@ -98,7 +104,7 @@ def test_q_learning_finds_the_best_values_of_a_world_of_chance() -> None:
 
 
 def test_expected_sarsa_finds_the_values_of_the_policy_it_follows() -> None:
-    method = ExpectedSarsa(gamma=0.7, epsilon=Exploring(start=0.5), step_size=StepSize(start=0.9), steps=1000)
+    method = ExpectedSarsa(gamma=0.7, epsilon=steady(0.5), step_size=StepSize(start=0.9), steps=1000)
     agent, _ = taught(method, ExperienceOf(book_grid(), num_envs=8, limit=20), 5)
     np.testing.assert_allclose(agent.q.detach(), best_exploring(book_grid(), 0.5, 0.7), atol=1e-3)
 
@@ -106,7 +112,7 @@ def test_expected_sarsa_finds_the_values_of_the_policy_it_follows() -> None:
 @pytest.mark.parametrize("method", [Sarsa(), NStepSarsa(n=3)], ids=["sarsa", "n-step"])
 def test_sarsa_finds_the_values_of_the_policy_it_follows(method: Sarsa | NStepSarsa) -> None:
     world = corridor()
-    method = method.model_copy(update={"epsilon": Exploring(start=0.3), "step_size": SETTLING, "steps": 1000})
+    method = method.model_copy(update={"epsilon": steady(0.3), "step_size": SETTLING, "steps": 1000})
     agent, _ = taught(method, ExperienceOf(world, num_envs=2), 6)
     oracle = best_exploring(world, 0.3)
     np.testing.assert_allclose(agent.q.detach(), oracle, atol=0.25)
@@ -127,7 +133,7 @@ def test_one_step_sarsa_is_sarsa_to_the_bit() -> None:
 
 def test_sarsas_goal_is_what_was_done_next() -> None:
     experience = Watched(some_world(5), seed=3)
-    agent, _ = taught(Sarsa(epsilon=Exploring(start=0.5), step_size=StepSize(start=0.3), steps=40), experience, 1)
+    agent, _ = taught(Sarsa(epsilon=steady(0.5), step_size=StepSize(start=0.3), steps=40), experience, 1)
     q = torch.zeros(6, 3).double()
     for before, after in zip(experience.seen, experience.seen[1:], strict=False):
         s, a, s2, a2 = (int(x[0, 0]) for x in (before.observations, before.actions, before.following, after.actions))
@@ -140,7 +146,7 @@ def test_sarsas_goal_is_what_was_done_next() -> None:
 
 def test_n_step_sarsa_with_n_without_end_learns_from_returns() -> None:
     experience = Watched(corridor(), seed=2)
-    method = NStepSarsa(n=10_000, epsilon=Exploring(start=1.0), step_size=StepSize(start=0.2), steps=400, gamma=0.8)
+    method = NStepSarsa(n=10_000, epsilon=steady(1.0), step_size=StepSize(start=0.2), steps=400, gamma=0.8)
     agent, _ = taught(method, experience, 1)
     places = [(int(s.observations), int(s.actions)) for s in experience.seen]
     ends = [t for t, s in enumerate(experience.seen) if bool(s.terminated)]
@@ -189,7 +195,8 @@ def test_an_epsilon_greedy_table_does_what_its_policy_says() -> None:
 def test_exploring_follows_its_line() -> None:
     line = Exploring(start=1.0, end=0.2, over=0.5)
     assert [line.at(share) for share in (0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
-    assert Exploring(start=0.3).at(0.9) == 0.3
+    assert [Exploring(start=0.3, end=end).at(0.9) for end in (None, 0.4, 0.3, 0.1)] == [0.3, 0.3, 0.3, 0.1]
+    assert Exploring(start=0.0).at(1.0) == 0.0
 
 
 def test_monte_carlo_basic_is_policy_iteration_without_the_model() -> None:
@@ -214,7 +221,7 @@ def test_an_epsilon_greedy_policy_needs_no_exploring_starts() -> None:
     world, method = (
         corridor(4),
         MonteCarloEpsilonGreedy(
-            epsilon=Exploring(start=0.3), longest=200, episodes=60, step_size=StepSize(kind="polynomial", start=1.0)
+            epsilon=steady(0.3), longest=200, episodes=60, step_size=StepSize(kind="polynomial", start=1.0)
         ),
     )
     agent, told = taught(method, ExperienceOf(world, begins=(0,)), 10)
@@ -227,7 +234,9 @@ def test_an_epsilon_greedy_policy_needs_no_exploring_starts() -> None:
 
 def test_harmonic_steps_make_a_table_of_means() -> None:
     experience = ExperienceOf(some_world(8, ends=1), seed=4)
-    method = MonteCarloEpsilonGreedy(epsilon=Exploring(start=1.0), gamma=1.0, longest=500)
+    method = MonteCarloEpsilonGreedy(
+        epsilon=steady(1.0), gamma=1.0, longest=500, episodes=1, visits="every", step_size=HARMONIC
+    )
     agent, _ = taught(method, experience, 3)
     again, found = ExperienceOf(some_world(8, ends=1), seed=4), {}
     agent_again = method.agent(again.spaces, None, 0)
@@ -246,7 +255,7 @@ def test_harmonic_steps_make_a_table_of_means() -> None:
 
 def test_an_unfinished_episodes_last_steps_are_left_out() -> None:
     experience = ExperienceOf(book_grid())
-    method = MonteCarloEpsilonGreedy(longest=30, unfinished=10)
+    method = MonteCarloEpsilonGreedy(longest=30, unfinished=10, episodes=1, visits="every")
     agent, _ = taught(method, experience, 1)
     assert int(agent.visits.sum()) == 20
 
@@ -266,7 +275,7 @@ def test_turns_go_on_from_what_a_table_holds(method: type) -> None:
 @pytest.mark.parametrize("method", TABLES)
 def test_nothing_is_to_be_had_behind_the_end_whatever_is_thought_of_it(method: type) -> None:
     """The end's own entries keep what they began with, which no other entry hears of."""
-    fields = {"epsilon": Exploring(start=0.5), "step_size": StepSize(start=0.5), "steps": 300}
+    fields = {"epsilon": steady(0.5), "step_size": StepSize(start=0.5), "steps": 300}
     agent, _ = taught(method(initial=5.0, **fields), ExperienceOf(corridor()), 1)
     assert agent.q[4].tolist() == [5.0, 5.0]
     assert float(agent.q[3, 1]) == pytest.approx(-1.0, abs=1e-6)
@@ -275,7 +284,7 @@ def test_nothing_is_to_be_had_behind_the_end_whatever_is_thought_of_it(method: t
 def test_an_action_that_is_not_taken_is_drawn_from_the_policy() -> None:
     """Where each turn is a step, Sarsa's next action is always drawn."""
     world = corridor(4)
-    method = Sarsa(epsilon=Exploring(start=0.6), step_size=SETTLING, steps=1)
+    method = Sarsa(epsilon=steady(0.6), step_size=SETTLING, steps=1)
     agent, _ = taught(method, ExperienceOf(world, num_envs=8), 1000)
     oracle = best_exploring(world, 0.6)
     np.testing.assert_allclose(agent.q.detach(), oracle, atol=0.25)
@@ -297,7 +306,7 @@ def test_first_and_every_visit() -> None:
         [([s], [0], [r], [t], [False], [n]) for s, r, t, n in ((0, 1, False, 1), (1, 2, False, 0), (0, 4, True, 2))]
     )
     for visits, first in (("every", (7 + 4) / 2), ("first", 7.0)):
-        method = MonteCarloEpsilonGreedy(gamma=1.0, visits=visits)
+        method = MonteCarloEpsilonGreedy(gamma=1.0, visits=visits, step_size=HARMONIC)
         agent = method.agent(ExperienceOf(some_world(0, num_states=3)).spaces, None, 0)
         method.take(agent, steps, Outcomes(Learning(agent.q.numpy(), agent.visits.numpy(), method.way)))
         assert agent.q[:, 0].tolist() == [first, 6.0, 0.0]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from danlu.acting import Spaces
 from danlu.errors import UnsupportedError
 from danlu.method.exploring import Exploring
 from danlu.method.features import FeatureMap, Features
@@ -16,6 +15,7 @@ from danlu.method.sarsa_linear import SarsaLinear
 from danlu.method.step_size import StepSize
 from danlu.method.td0 import TD0
 from danlu.method.td_linear import TDLinear
+from danlu.spaces import Spaces
 from experience_of import ExperienceOf, book_grid, corridor, some_world
 from method.turns import taught
 
@@ -120,7 +120,7 @@ def test_sarsa_with_few_features_finds_a_way() -> None:
         features=Features(kind="fourier", order=4, shape=(5, 5)),
         steps=500,
         step_size=StepSize(start=0.02),
-        epsilon=Exploring(start=0.3),
+        epsilon=Exploring(start=0.3, end=None),
     )
     _, told = taught(method, ExperienceOf(world, num_envs=4, limit=100), 15)
     assert np.mean([t["reward"] for t in told[-3:]]) > float(world.rewards.mean()) + 0.5

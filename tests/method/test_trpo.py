@@ -7,12 +7,13 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from danlu.acting import Spaces, Turn
+from danlu.acting import Turn
 from danlu.method.advantages import OnPolicy, standardised
 from danlu.method.trpo import TRPO, Region, conjugate_gradient
 from danlu.parts.actor_critic import SeparateActorCritic
 from danlu.parts.distributions import Categorical
 from danlu.parts.network import MLP
+from danlu.spaces import Spaces
 from playing import Played
 
 F = 4
@@ -55,7 +56,7 @@ def test_fishers_product_is_with_fishers_matrix(action: str) -> None:
         inverse = (-2 * own.detach()).exp()
         inner = torch.diag(torch.cat([inverse, torch.full_like(inverse, 2.0)])).expand(len(batch), -1, -1)
     fisher = torch.einsum("bop,boq,bqr->pr", j, inner, j) / len(batch)
-    region = Region.of(agent, batch, batch.advantages)
+    region = Region.of(agent, batch)
     columns = torch.stack([region.fisher(v) for v in torch.eye(len(fisher), dtype=torch.float64)], 1)
     torch.testing.assert_close(columns, fisher, rtol=1e-9, atol=1e-12)
 
@@ -63,7 +64,7 @@ def test_fishers_product_is_with_fishers_matrix(action: str) -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_surrogates_gradient_and_the_divergence_at_other_weights(action: str) -> None:
     agent, batch = made(action)
-    region, theta = Region.of(agent, batch, batch.advantages), agent.actor.theta.detach().clone()
+    region, theta = Region.of(agent, batch), agent.actor.theta.detach().clone()
     assert region.at(theta) == (0.0, 0.0)
     direction = torch.randn(theta.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     step = 1e-5 * direction

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from danlu.density import Space
 from danlu.method.maf import MAF
-from danlu.method.nice import NICE, Scaled
+from danlu.method.nice import NICE
 from danlu.method.realnvp import RealNVP
 from danlu.method.spline_coupling import SplineCoupling
 from danlu.parts.coupling import Coupling
@@ -47,10 +47,10 @@ def gradient_of(parameter: Tensor) -> Tensor:
 
 
 def linear(layers: Sequence[nn.Module], read: Read) -> list[Layer]:
-    """Of each linear layer the matrix ``[in, out]`` and the bias."""
+    """Of each linear layer the matrix ``[out, in]`` and the bias ``[out, 1]``."""
     found: list[Any] = [layer for layer in layers if not isinstance(layer, nn.ReLU)]
     assert len(found) == len(HIDDEN) + 1
-    return [(read(layer.weight).T, read(layer.bias)) for layer in found]
+    return [(read(layer.weight), read(layer.bias)[:, None]) for layer in found]
 
 
 def places(flow: Flow, read: Read) -> list[list[Layer]]:
@@ -156,9 +156,7 @@ def of_nflows(space: Space, transform: Callable[..., nn.Module]) -> tuple[nn.Mod
 @pytest.mark.parametrize("space", SPACES)
 def test_additive_coupling_is_that_of_nflows(space: Space) -> None:
     coupling = library("nflows.transforms.coupling")
-    density = NICE(steps=STEPS, prior="normal").density(space, NETWORK, 0).double()
-    assert isinstance(density, Scaled)
-    ours = density.couplings
+    ours = NICE(steps=STEPS, prior="normal").density(space, NETWORK, 0).double()
     agrees(ours, *of_nflows(space, coupling.AdditiveCouplingTransform))
 
 
@@ -176,17 +174,19 @@ def test_spline_coupling_is_that_of_nflows(space: Space, bound: float) -> None:
         return made
 
     theirs, steps, ask, undo = of_nflows(space, transform)
-    ahead = torch.zeros(3 * bins - 1, dtype=torch.float64)
-    ahead[2 * bins :] = math.log(math.expm1(1 - LEAST))
+    ahead = torch.zeros(3 * bins - 1, 1, 1, dtype=torch.float64)
+    ahead[: bins - 1] = math.log(math.expm1(1 - LEAST))
 
-    def shifted(read: Read) -> list[list[Layer]]:
-        if read is gradient_of:
-            return steps(read)
-        return [
-            [*hidden, (w, (b.view(-1, len(ahead)) - ahead).flatten())] for *hidden, (w, b) in steps(read)
-        ]
+    def ordered(read: Read) -> list[list[Layer]]:
+        """Numbers within blocks, not blocks within numbers; and slopes before widths and heights."""
+        made = []
+        for *hidden, last in steps(read):
+            w, b = (part.unflatten(0, (-1, len(ahead))).transpose(0, 1).roll(bins - 1, 0) for part in last)
+            b = b - ahead if read is value_of else b
+            made.append([*hidden, (w.flatten(0, 1), b.flatten(0, 1))])
+        return made
 
-    agrees(ours, theirs, shifted, ask, undo)
+    agrees(ours, theirs, ordered, ask, undo)
 
 
 def of_zuko(flow: Any) -> tuple[Any, Any]:
@@ -205,7 +205,7 @@ def of_zuko(flow: Any) -> tuple[Any, Any]:
 def blocks(layer: Layer) -> Layer:
     """Outputs that are (shift, scale) of each number, as all scales before all shifts."""
     w, b = layer
-    return torch.cat([w[:, 1::2], w[:, 0::2]], 1), torch.cat([b[1::2], b[0::2]])
+    return torch.cat([w[1::2], w[0::2]]), torch.cat([b[1::2], b[0::2]])
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -233,7 +233,7 @@ def test_masked_autoregression_is_that_of_zuko(space: Space) -> None:
         made = []
         for k, transform in enumerate(theirs.transform.transforms):
             layers = [layer for layer in transform.hyper if not isinstance(layer, nn.ReLU)]
-            w, b = zip(*((read(layer.weight) * layer.mask, read(layer.bias)) for layer in layers), strict=True)
+            w, b = zip(*((read(layer.weight) * layer.mask, read(layer.bias)[:, None]) for layer in layers), strict=True)
             seen = layers[0].mask[:, :size].sum(1)
             order = seen.argsort(stable=True)
             assert torch.equal(seen[order], degrees(size, HIDDEN[0], lowest=lowest))
@@ -242,9 +242,9 @@ def test_masked_autoregression_is_that_of_zuko(space: Space) -> None:
             outputs = torch.cat([2 * numbers + 1, 2 * numbers])
             made.append(
                 [
-                    (w[0][order][:, inputs].T, b[0][order]),
-                    (w[1][order][:, order].T, b[1][order]),
-                    (w[2][outputs][:, order].T, b[2][outputs]),
+                    (w[0][order][:, inputs], b[0][order]),
+                    (w[1][order][:, order], b[1][order]),
+                    (w[2][outputs][:, order], b[2][outputs]),
                 ]
             )
         return made

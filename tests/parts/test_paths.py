@@ -82,7 +82,9 @@ def test_pairs_are_made_within_a_class_so_that_its_noise_stays_as_it_is() -> Non
 
 def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "_MISSING", True)
-    with pytest.raises(UnsupportedError, match=r"scipy, which is not installed. Install it with `pip install scipy`"):
+    with pytest.raises(
+        UnsupportedError, match=r"scipy, which is not installed. Install it with `pip install 'danlu\[density\]'`"
+    ):
         nearest_noise(torch.zeros(2, 1), torch.zeros(2, 1), (2,))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from danlu.errors import ConvergenceError, UnsupportedError
-from danlu.parts import solvers
+from danlu.parts import solver_gradients
+from danlu.parts.solver_gradients import adjoint, retraced
 from danlu.parts.solvers import Scheme, Solver
 
 ORDERS: list[tuple[Scheme, float]] = [("euler", 1), ("midpoint", 2), ("heun", 2)]
@@ -43,10 +45,8 @@ def test_the_error_falls_with_the_order_that_is_promised(
     scheme: Scheme, order: float, start: float, end: float
 ) -> None:
     for f, z, exact in ((slope, Z, solved(Z, start, end)), (logistic, Z / 4, grown(Z / 4, end - start))):
-        errors = [
-            float((Solver(scheme, n).solve(f, z, start, end).z - exact).abs().max()) for n in (40, 80, 160, 320)
-        ]
-        measured = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+        errors = [float((Solver(scheme, n).solve(f, z, start, end).z - exact).abs().max()) for n in (40, 80, 160, 320)]
+        measured = [math.log2(a / b) for a, b in pairwise(errors)]
         assert abs(measured[-1] - order) < 0.1, measured
 
 
@@ -121,6 +121,27 @@ def test_the_gradient_is_that_of_the_solution(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_steps_that_are_taken_again_have_the_same_gradient(scheme: Scheme) -> None:
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    unused, z = torch.ones((), requires_grad=True), Z.clone().requires_grad_()
+    twice, once = 2 * rate, 1 * rate  # made of a weight, and what f is given of it
+
+    def f(t: float, z: Tensor) -> Tensor:
+        return twice * slope(t, z) - 0.1 * (once * z).sin()
+
+    solver = Solver(scheme, 9, tolerance=1e-6)
+    kept, again = solver.solve(f, z, 1.5, 0.0), retraced(solver, f, z, 1.5, 0.0, [once, twice, unused])
+    assert again.evaluations == kept.evaluations
+    assert torch.equal(again.z, kept.z)
+    ours = torch.autograd.grad(again.z.sin().sum(), [rate, z, unused], retain_graph=True)
+    for one, other in zip(ours, torch.autograd.grad(kept.z.sin().sum(), [rate, z]), strict=False):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert not ours[2]
+    with torch.no_grad():
+        assert torch.equal(retraced(solver, f, z, 1.5, 0.0, [rate]).z, kept.z)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_adjoint_equations_gradient_is_the_same(scheme: Scheme) -> None:
     pytest.importorskip("torchdiffeq")
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -131,10 +152,10 @@ def test_the_adjoint_equations_gradient_is_the_same(scheme: Scheme) -> None:
         return rate * slope(t, z) - 0.1 * z * z
 
     direct = solver.solve(f, z, 1.5, 0.0)
-    adjoint = solver.adjoint(f, z, 1.5, 0.0, [rate])
-    torch.testing.assert_close(adjoint.z, direct.z, rtol=1e-7, atol=1e-7)
-    assert adjoint.evaluations > 10
-    gradients = [torch.autograd.grad(end.z.square().sum(), [rate, z]) for end in (direct, adjoint)]
+    backwards = adjoint(solver, f, z, 1.5, 0.0, [rate])
+    torch.testing.assert_close(backwards.z, direct.z, rtol=1e-7, atol=1e-7)
+    assert backwards.evaluations > 10
+    gradients = [torch.autograd.grad(end.z.square().sum(), [rate, z]) for end in (direct, backwards)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=5e-3 if scheme == "euler" else 1e-4, atol=1e-6)
 
@@ -154,7 +175,9 @@ def test_an_equation_that_cannot_be_followed_is_one_sentence() -> None:
         Solver("dopri5").solve(lambda t, z: z / 0, one, 0.0, 1.0)
     with pytest.raises(ConvergenceError, match=r"\d+ evaluations do not lead to the end"):
         Solver("dopri5", most=50).solve(lambda t, z: (z * 0 + 200 * t).sin() * 100, one, 0.0, 1.0)
-    with pytest.raises(ConvergenceError, match=r"^method.solver: what 64 steps of euler arrive at is not finite\. Take"):
+    with pytest.raises(
+        ConvergenceError, match=r"^method.solver: what 64 steps of euler arrive at is not finite\. Take"
+    ):
         Solver("euler", 64).solve(escaping, one, 0.0, 8.0)
 
 
@@ -162,7 +185,7 @@ def test_the_adjoint_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchdiffeq")
     one = torch.ones(2, 1)
     with pytest.raises(ConvergenceError, match=r"the equation was not followed.*Loosen method.tolerance"):
-        Solver("dopri5").adjoint(escaping, one, 0.0, 2.0, [])
-    monkeypatch.setattr(solvers, "_MISSING", True)
+        adjoint(Solver("dopri5"), escaping, one, 0.0, 2.0, [])
+    monkeypatch.setattr(solver_gradients, "_MISSING", True)
     with pytest.raises(UnsupportedError, match=r"torchdiffeq, which is not installed. Install it with `pip install"):
-        Solver("dopri5").adjoint(escaping, one, 0.0, 0.5, [])
+        adjoint(Solver("dopri5"), escaping, one, 0.0, 0.5, [])

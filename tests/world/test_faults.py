@@ -13,6 +13,7 @@ from faulty_environments import FAULTS
 from danlu.errors import RecipeError, RunError, UnsupportedError
 from danlu.world.environments import Environments
 from danlu.world.making import find, make
+from danlu.world.single import Single
 
 FAULTY = "faulty_environments:Faulty-v0"
 
@@ -26,6 +27,15 @@ def test_a_faulty_step_is_told_by_environment_step_and_action(fault: str) -> Non
         RunError, match=rf"^Faulty-v0, environment 2, step 2 of its episode, action 1: .*{FAULTS[fault]}"
     ):
         environments.step(np.array([0, 0, 1]))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_step_of_one_by_itself_is_told_by_step_and_action(fault: str) -> None:
+    single = Single(make(FAULTY, {"fault": fault}), None)
+    single.begin(0)
+    single.step(np.asarray(0))
+    with pytest.raises(RunError, match=rf"^Faulty-v0, step 2 of its episode, action 1: .*{FAULTS[fault]}"):
+        single.step(np.asarray(1))
 
 
 @pytest.mark.parametrize("fault", ["raises", "nan reward"])
@@ -52,6 +62,8 @@ def test_a_process_that_is_lost_names_its_environment(fault: str, says: str) -> 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_reset_that_fails_is_told(workers: int) -> None:
+    with pytest.raises(RunError, match="Faulty-v0, at its reset: it raised OSError .*: no such robot"):
+        Single(make(FAULTY, {"at_reset": True}), None).begin(0)
     with (
         Environments(FAULTY, 2, options={"at_reset": True}, workers=workers) as environments,
         pytest.raises(RunError, match=r"environment [01], at its reset: it raised OSError .*: no such robot"),
@@ -101,7 +113,8 @@ def test_a_package_of_environments_that_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "says"), [("LunarLander-v3", "Box2D", "box2d"), ("Ant-v5", "mujoco", "mujoco")]
+    ("name", "package", "says"),
+    [("LunarLander-v3", "Box2D", r"gymnasium\[box2d\]"), ("Ant-v5", "mujoco", r"danlu\[mujoco\]")],
 )
 def test_a_missing_extra_is_named(name: str, package: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
@@ -112,7 +125,7 @@ def test_a_missing_extra_is_named(name: str, package: str, says: str, monkeypatc
         return real(wanted, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UnsupportedError, match=rf'pip install "gymnasium\[{says}\]"'):
+    with pytest.raises(UnsupportedError, match=rf'pip install "{says}"'):
         make(name)
 
 

@@ -90,6 +90,15 @@ class Learner(ABC):
     def move(self, lr: float) -> None:
         """Take the step."""
 
+    def moved(self, norm: float, lr: float) -> dict[str, float]:
+        """What is written down of how gradients moved the weights.
+
+        Args:
+            norm: what `clip` said.
+            lr: the learning rate.
+        """
+        return {"grad_norm": norm, "lr": lr}
+
     @abstractmethod
     def measure(self, samples: Iterable[Any]) -> dict[str, float]:
         """What it comes to on what is held out, nothing random and nothing moved."""

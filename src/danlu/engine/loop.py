@@ -175,8 +175,7 @@ class Loop:
             "step": step,
             **measured.metrics,
             **updater.facts(measured, seconds, self.device),
-            "grad_norm": norm,
-            "lr": lr,
+            **updater.moved(norm, lr),
             "memory_bytes": self.device.memory_used(),
             **({"total_tokens": progress.tokens} if progress.tokens else {}),
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,13 @@ from danlu.engine.update import Updater
 
 @dataclass(frozen=True)
 class RowUpdater(Updater):
-    """Moves a density by one step's rows, and measures without moving it; `pack_tokens` counts rows."""
+    """Moves a density by one step's rows, and measures without moving it; `pack_tokens` counts rows.
+
+    Attributes:
+        image_size: how many numbers an image has, of which a likelihood is told in bits, too; None where rows are none.
+    """
+
+    image_size: int | None = None
 
     def ready(self, device: Device) -> None:
         """Nothing: networks of densities are seldom bound by products, so nobody compares them with a device's peak."""
@@ -24,7 +31,17 @@ class RowUpdater(Updater):
 
     def gradient(self, groups: Sequence[Any], step: int, told: Callable[[], Any] = lambda: None) -> Measured:
         """See `Learner`; rows are no tokens."""
-        return replace(super().gradient(groups, step, told), tokens=0)
+        measured = super().gradient(groups, step, told)
+        return replace(measured, metrics=self._in_bits(measured.metrics), tokens=0)
+
+    def measure(self, samples: Iterable[Any]) -> dict[str, float]:
+        """See `Learner`."""
+        return self._in_bits(super().measure(samples))
+
+    def _in_bits(self, metrics: dict[str, float]) -> dict[str, float]:
+        if self.image_size is None or "nll" not in metrics:
+            return metrics
+        return metrics | {"bits_per_dim": metrics["nll"] / (self.image_size * math.log(2))}
 
     def _turns(self, packs: Sequence[Sequence[int]], groups: Sequence[Any], rounds: int) -> Iterator[Any]:
         """This rank's packs; whole weights wait for nobody, so there are no empty ones."""

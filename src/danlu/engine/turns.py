@@ -49,9 +49,11 @@ class Turns(Learner):
         optimizer: moves the agent's parameters.
         schedule: of the learning rate.
         lr: the highest rate.
+        clip_norm: the longest gradient, or None.
         share: how much of the run is done after so many turns.
         tried: asked for what the agent comes to without exploring: returns of whole episodes.
         seed: everything random follows from it.
+        way_on: asked for what one does when a turn has failed.
         parallel: of one process.
     """
 
@@ -60,12 +62,14 @@ class Turns(Learner):
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     lr: float
+    clip_norm: float | None
     share: Callable[[int], float]
     tried: Callable[[Agent], Sequence[float]]
     seed: int
+    way_on: Callable[[], str]
     parallel: Parallel = field(default_factory=Parallel)
     _torn: bool = False
-    _norm: float = 0.0
+    _norm: float | None = None
     _tally: Tally | None = None
     _taken: int = 0
 
@@ -99,13 +103,19 @@ class Turns(Learner):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.schedule.factor(min(1.0, self.share(step + 1))) * group.get("lr_scale", 1.0)
         self._torn = True
-        turn = Turn(step, share, self.optimizer, fold(self.seed, "turn", step))
-        metrics = {name: float(value) for name, value in self.method.learn(self.agent, experience, turn).items()}
+        turn = Turn(step, share, self.optimizer, fold(self.seed, "turn", step), self.clip_norm)
+        try:
+            metrics = {name: float(value) for name, value in self.method.learn(self.agent, experience, turn).items()}
+        except RunError as error:
+            do = f"{error.do} {self.way_on()}".strip()
+            raise RunError(error.what, where=error.where, do=do) from error
+        if turn.norms:
+            metrics["grad_norm"] = float(np.max(turn.norms))  # which is NaN where one is
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             what = f"turn {step + 1} of {name_of(type(self.method))} came to {bad[0]} = {metrics[bad[0]]}"
-            raise RunError(what, do="Lower optimizer.lr; resuming goes on from the last checkpoint, which is whole.")
+            raise RunError(what, do=f"Lower optimizer.lr. {self.way_on()}".strip())
         self._torn = False
-        self._norm = metrics.pop("grad_norm", 0.0)
+        self._norm = metrics.pop("grad_norm", None)
         self._tally, self._taken = experience.tally(), experience.env_steps
         return Measured(metrics, samples=self._tally.env_steps, tokens=0, packs=0, flops=0.0, told=[told()])
 
@@ -114,11 +124,17 @@ class Turns(Learner):
         return f"the loss or gradient of turn {step + 1} is not finite"
 
     def clip(self) -> float:
-        """The longest gradient of the turn, which the method has clipped itself."""
-        return self._norm
+        """The longest gradient of the turn, which has been clipped within it; 0 where there was none."""
+        return self._norm or 0.0
 
     def move(self, lr: float) -> None:
         """The turn has moved the weights."""
+
+    def moved(self, norm: float, lr: float) -> dict[str, float]:
+        """See `Learner`; a table is moved without a gradient."""
+        if not any(p.requires_grad for p in self.agent.parameters()):
+            return {}
+        return {"lr": lr} if self._norm is None else {"grad_norm": norm, "lr": lr}
 
     def facts(self, measured: Measured, seconds: float, device: Device) -> dict[str, Any]:
         """See `Learner`."""

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danlu.acting import Spaces, Steps
+from danlu.acting import Steps
 from danlu.errors import CheckpointError, RunError
+from danlu.spaces import Spaces
 
 _ROOM = 2
 """How many times as many places there are as rows are remembered."""

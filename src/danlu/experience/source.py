@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danlu.acting import Agent, Replay, Spaces, Steps, World
-from danlu.errors import RunError, UnsupportedError
+from danlu.acting import Agent, Replay, Steps, World
+from danlu.errors import UnsupportedError
 from danlu.experience.replay import Ring
 from danlu.random import fold
+from danlu.spaces import Spaces
 from danlu.world.environments import Environments
-from danlu.world.finite import start_at, world_of
-from danlu.world.making import Made, make
+from danlu.world.finite import world_of
+from danlu.world.making import make
+from danlu.world.single import Single
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Acted:
         self._ring: Ring | None = None
         self._ended: list[tuple[float, int]] = []
         self._env_id, self._options = env_id, dict(options or {})
-        self._one: Made | None = None
+        self._one: Single | None = None
         self._world: World | None = None
         if remembers and environments is not None:
             self._ring = Ring(environments.spaces, remembers, folder)
@@ -131,31 +132,28 @@ class Acted:
 
     def episode(self, agent: Agent, *, start: tuple[int, int] | None = None, longest: int) -> Steps:
         """One whole episode of an environment of its own, ``[T, 1]``, as long as it is or `longest`."""
+        cut = self.environments.limit
         if self._one is None:
-            self._one = make(self._env_id, self._options)
-        env, limit = self._one.env, min(longest, self._one.limit or longest)
+            self._one = Single(make(self._env_id, self._options), cut)
         seed = fold(self._seed, "episode", self._asked) % 2**31
         self._asked += 1
-        seen = env.reset(seed=seed)[0] if start is None else start_at(env, start[0], seed=seed)
+        seen = self._one.begin(seed, None if start is None else start[0])
+        limit = longest if cut is None else min(longest, cut)
         chance, rows, ended, t, total = self._chance(), _Rows(limit), False, 0, 0.0
-        space = self.spaces.observation
         while t < limit and not ended:
-            shown = self._shown(np.asarray(seen, space.dtype)[None])
+            shown = self._shown(seen[None])
             actions = agent.act(torch.from_numpy(shown), chance).actions.numpy()
             if start is not None and t == 0:
                 actions = np.full_like(actions, start[1])
-            taken = self.spaces.possible(actions)
-            seen, reward, terminated, truncated, _ = env.step(taken[0] if taken.ndim > 1 else taken.item())
+            seen, reward, terminated, truncated = self._one.step(np.asarray(self.spaces.possible(actions)[0]))
             truncated = not terminated and (truncated or t + 1 == limit)
-            if not math.isfinite(reward):
-                raise RunError(f"{self._env_id} gave a reward of {reward} at step {t + 1} of an episode")
             rows.put(t, "observations", shown)
             rows.put(t, "actions", actions)
             rows.put(t, "rewards", np.array([reward]))
             rows.put(t, "terminated", np.array([terminated]))
             rows.put(t, "truncated", np.array([truncated]))
-            rows.put(t, "following", self._shown(np.asarray(seen, space.dtype)[None]))
-            t, total, ended = t + 1, total + float(reward), bool(terminated or truncated)
+            rows.put(t, "following", self._shown(seen[None]))
+            t, total, ended = t + 1, total + reward, terminated or truncated
         self.env_steps += t
         self._ended.append((total, t))
         return rows.steps(t)
@@ -213,7 +211,7 @@ class Acted:
         if self._environments is not None:
             self._environments.close()
         if self._one is not None:
-            self._one.env.close()
+            self._one.close()
 
 
 _REMEMBERED = ("observations", "actions", "rewards", "terminated", "truncated", "following")

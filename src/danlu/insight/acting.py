@@ -22,6 +22,7 @@ _METRICS = {
     "value": ("Value", "What the agent expects, on the mean."),
     "reward": ("Reward", "A step, on the mean."),
     "changed": ("Policy changed", "Share of states whose action changed."),
+    "improved": ("Policy improved", "1 where its step kept the bound and gained, 0 where it stayed."),
     "clipped": ("Clipped", "Share of actions whose probability ratio was out of bounds."),
     "clip": ("Bounds", "How far from 1 a probability ratio may be before it is out of bounds."),
     "explained_variance": ("Explained variance", "Share of the returns' variance that the values foresee; 1 is all."),
@@ -46,12 +47,6 @@ def acted(record: Record) -> bool:
     """Whether the run learned from acting."""
     told = ("total_env_steps", "env_steps", "held_out_return", "estimate", "iterate")
     return record.last("world") is not None or any(len(record.curve(name)) for name in told)
-
-
-def descends(record: Record) -> bool:
-    """Whether gradients move what is trained; a table is moved by its method."""
-    model = record.last("model")
-    return model is None or model.number("trainable") != 0
 
 
 def acting_facts(record: Record) -> list[Fact]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danlu.insight.acting import acted, acting_charts, acting_facts, descends, judge_acting, world_facts
+from danlu.insight.acting import acted, acting_charts, acting_facts, judge_acting, world_facts
 from danlu.insight.charts import Chart, histogram_chart, loss_chart, metric_chart
 from danlu.insight.clips import clips_of
 from danlu.insight.curve import Curve
@@ -175,7 +175,7 @@ def _training_charts(record: Record) -> tuple[Chart, ...]:
             form=".3~p",
             from_zero=True,
         ),
-        *(_descent_charts(record) if descends(record) else ()),
+        *_descent_charts(record),
         metric_chart(
             "memory",
             "Memory",

@@ -15,24 +15,24 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
+from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
-from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.advantages import OnPolicy
 from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "a2c", source="Mnih et al., 2016, https://arxiv.org/abs/1602.01783")
-class A2C(ActingMethod):
+class A2C(Discounting):
     """Advantage actor-critic: the policy gradient weighed by how much better than expected it went."""
 
     mechanism: ClassVar[str] = "actor-critic"
@@ -41,8 +41,6 @@ class A2C(ActingMethod):
     """Steps of every environment that an update is made of."""
     updates: int = Field(1, ge=1)
     """Updates in a turn, each of steps of its own: for turns that are worth recording."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     gae_lambda: float = Field(1.0, ge=0, le=1)
     """How much of what lies further off is believed rather than the critic: 1 is the n-step return, 0 one step."""
     value_weight: float = Field(0.5, ge=0)
@@ -51,8 +49,6 @@ class A2C(ActingMethod):
     """Weight of the policy's entropy, which keeps it exploring."""
     standardise: bool = False
     """Give the advantages of an update mean 0 and deviation 1."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
         """See `ActingMethod`."""
@@ -74,10 +70,9 @@ class A2C(ActingMethod):
         passed = agent.networks.passed(x)
         said = agent.opinion_of(passed.said, steps.actions.flatten(0, 1))
         batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
-        if self.standardise:
-            batch = replace(batch, advantages=standardised(batch.advantages))
+        batch = batch.standardised if self.standardise else batch
         agent.networks.pull(passed, self.slope(said, batch))
-        step(turn.optimizer, [agent.networks.theta], self.clip_norm)
+        step(turn, [agent.networks.theta])
         return said, batch
 
     def loss(self, said: Opinion, batch: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,15 +14,15 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from danlu.acting import Agent, Steps
-from danlu.parts.actor_critic import Opinion
+from danlu.acting import Agent, Experience, Steps
+from danlu.parts.actor_critic import ActorCritic, Opinion, SeparateActorCritic
 
 
 def advantages_of(
@@ -120,6 +120,36 @@ class OnPolicy:
             torch.from_numpy(advantages).flatten(),
             torch.from_numpy(advantages + values).flatten(),
         )
+
+    @classmethod
+    @torch.no_grad()
+    def taken(
+        cls,
+        agent: ActorCritic | SeparateActorCritic,
+        experience: Experience,
+        steps: int,
+        *,
+        gamma: float,
+        lam: float,
+    ) -> tuple[OnPolicy, Opinion]:
+        """Rows of an agent's next steps in every environment, T of them, and what it says of them.
+
+        Args:
+            agent: which takes them.
+            experience: where.
+            steps: T.
+            gamma: see `advantages_of`.
+            lam: see `advantages_of`.
+        """
+        taken = experience.rollout(agent, steps)
+        x = agent.spaces.vector(taken.observations.flatten(0, 1))
+        said = agent.opinion(x, taken.actions.flatten(0, 1))
+        return cls.of(agent, taken, x, said, gamma=gamma, lam=lam), said
+
+    @property
+    def standardised(self) -> OnPolicy:
+        """The same, advantages with mean 0 and deviation 1."""
+        return replace(self, advantages=standardised(self.advantages))
 
     def __len__(self) -> int:
         """B."""

@@ -11,18 +11,16 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Goal, Level, Spaces, Turn
+from danlu.acting import ActingMethod, Agent, Choice, Experience, Goal, Level, Turn
 from danlu.config import Config
 from danlu.errors import RunError, UnsupportedError
 from danlu.method.tables import table
+from danlu.spaces import Spaces
 
-NOWHERE = Spaces(Discrete(1), Discrete(1))
-"""Where those live that act nowhere."""
 _FAR = 1e50
 
 
@@ -96,6 +94,11 @@ class Approximation(ActingMethod):
             agent.k.fill_(k + self.steps)
         error = float(np.linalg.norm(w - self.sought()))
         return {"loss": error * error / 2, "iterate": float(w[0]), "error": error, "step_size": size}
+
+    @property
+    def root(self) -> float:
+        """See `ActingMethod`."""
+        return float(self.sought()[0])
 
     @abstractmethod
     def first(self) -> list[float]:

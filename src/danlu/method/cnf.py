@@ -27,7 +27,7 @@ from danlu.parts.network import MLP
 from danlu.parts.times import harmonic
 from danlu.registry import export
 
-_DEFAULT = MLP(hidden=(64, 64), activation="tanh", initial="default")
+_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="uniform")
 
 
 @export("method", "cnf", source="Chen et al., 2018, https://arxiv.org/abs/1806.07366")
@@ -36,7 +36,7 @@ class CNF(ContinuousMethod, MaximumLikelihood):
 
     adjoint: bool = False
     """Solve the adjoint equation for the gradient, by torchdiffeq, in memory that does not grow with the steps; else
-    the gradient goes back through the steps that were taken, which is exact and sooner."""
+    the gradient goes back through the steps that were taken, which is exact and sooner, and keeps a row a step."""
     frequencies: int = Field(3, ge=1)
     """The network is told sin and cos of so many multiples of pi t."""
 

@@ -14,22 +14,24 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from gymnasium.spaces import Box
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Choice, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
+from danlu.method.replaying import Replaying
 from danlu.parts.chance import even_actions, require_bounds
 from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP, mlp_of
 from danlu.random import fold
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class DeterministicAgent(Agent):
@@ -101,7 +103,7 @@ def q(critic: Networks, x: Float[Tensor, "B F"], a: Float[Tensor, "B A"], *, fro
 
 
 @export("method", "ddpg", source="Lillicrap et al., 2015, https://arxiv.org/abs/1509.02971")
-class DDPG(ActingMethod):
+class DDPG(Replaying):
     """Deep deterministic policy gradient: actions climb the gradient of a learned action value."""
 
     mechanism: ClassVar[str] = "policy gradient"
@@ -113,31 +115,14 @@ class DDPG(ActingMethod):
     """Updates behind each step of all environments."""
     batch_size: int = Field(100, ge=1)
     """Steps, drawn out of all that are remembered, that an update is made of."""
-    buffer_size: int = Field(1_000_000, ge=1)
-    """Steps that are remembered."""
     start: int = Field(10_000, ge=1)
     """Steps that are taken, their actions chosen evenly, before the first update."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     tau: float = Field(0.005, gt=0, le=1)
     """The share of the way to its network that a target goes at each update."""
     noise: float = Field(0.1, ge=0)
     """Deviation of the noise that it explores by, the bounds of actions being -1 and 1."""
     actor_rate: float = Field(1.0, gt=0)
     """The actor's learning rate as a multiple of the critic's, which is the optimiser's."""
-
-    @model_validator(mode="after")
-    def _begins(self) -> Self:
-        if self.start > self.buffer_size:
-            raise ValueError(
-                f"start ({self.start}) is more than buffer_size ({self.buffer_size}): it would never begin"
-            )
-        return self
-
-    @property
-    def remembers(self) -> int:
-        """See `ActingMethod`."""
-        return self.buffer_size
 
     def check(self, spaces: Spaces) -> None:
         """See `ActingMethod`; actions must have bounds."""
@@ -165,9 +150,9 @@ class DDPG(ActingMethod):
                 steps = replay.sample(self.batch_size, chance)
                 x, a = agent.spaces.vector(steps.observations.flatten(0, 1)), agent.inner(steps.actions.flatten(0, 1))
                 critic_loss = self.critic_loss(agent, steps, x, a)
-                descend(turn.optimizer, critic_loss, [agent.critic.theta])
+                descend(turn, critic_loss, [agent.critic.theta])
                 actor_loss = self.actor_loss(agent, x)
-                descend(turn.optimizer, actor_loss, [agent.actor.theta])
+                descend(turn, actor_loss, [agent.actor.theta])
                 self.follow(agent)
         return {"loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 

@@ -9,7 +9,8 @@
 which is also taken from data to noise, e_theta being asked at the step that one comes from: the more steps, the nearer
 that is to the way back. Of the log-density there is a bound, with q's steps and x_{t-1} ~ N(mean_theta, beta_t):
 
-    log p(x_0) >= - KL(q(x_T | x_0) || N) - sum_{t > 1} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + E log p(x_0 | x_1)
+    log p(x_0) >= - KL(q(x_T | x_0) || N)
+                  - sum_{t > 1} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + E log p(x_0 | x_1)
 
 References:
     Ho, Jain and Abbeel, 2020, "Denoising diffusion probabilistic models", https://arxiv.org/abs/2006.11239
@@ -19,12 +20,14 @@ References:
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from danlu.config import Config
 from danlu.contracts import Outcome
@@ -38,7 +41,7 @@ from danlu.parts.trace import keys_of
 from danlu.random import fold, place_key
 from danlu.registry import export
 
-_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="default")
+_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="uniform")
 _CHANCE = place_key("diffusion.chance")
 _STAGES = 31
 _ROWS = 1 << 13
@@ -73,28 +76,28 @@ class DenoisedRows(Density):
         self.bound_steps = bound_steps or noising.steps
         self._grid = [i * noising.steps // sampling_steps for i in range(sampling_steps + 1)]
 
-    def decode(self, z: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, "N *shape"]:
+    def decode(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`: DDIM."""
         return self._along(z, context, self._grid[::-1])
 
-    def encode(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, "N *shape"]:
+    def encode(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`: DDIM backwards."""
         return self._along(x, context, self._grid)
 
-    def path(self, z: Float[Tensor, "N *shape"], context: Tensor | None = None) -> list[Tensor]:
+    def path(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> list[Tensor]:
         """See `Density`."""
         grid = self._grid[::-1]
         num = len(grid) - 1
         ends = [i * num // min(num, _STAGES - 1) for i in range(min(num, _STAGES - 1) + 1)]
         stages = [z]
-        for a, b in zip(ends, ends[1:], strict=False):
+        for a, b in pairwise(ends):
             stages.append(self._along(stages[-1], context, grid[a : b + 1]))
         self.evaluations = num
         return stages
 
     def log_prob(
         self,
-        x: Float[Tensor, "N *shape"],
+        x: Float[Tensor, "N ..."],
         context: Tensor | None = None,
         keys: Int[Tensor, " N"] | None = None,
     ) -> Float[Tensor, " N"]:
@@ -129,13 +132,13 @@ class DenoisedRows(Density):
         return -(cost * (noising.steps / num / 2) + noising.prior(x) + size * noising.fixed)
 
     def noise_in(
-        self, t: Int[Tensor, " N"], x: Float[Tensor, "N *shape"], context: Tensor | None
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Int[Tensor, " N"], x: Float[Tensor, "N ..."], context: Tensor | None
+    ) -> Float[Tensor, "N ..."]:
         """The noise in rows that each are at their own step."""
         return self.field(t.to(x.dtype) / self.noising.steps, x, context)
 
     def _along(self, x: Tensor, context: Tensor | None, grid: list[int]) -> Tensor:
-        for start, end in zip(grid, grid[1:], strict=False):
+        for start, end in pairwise(grid):
             whole, part = self.noising.carried(start, end)
             noise = self.field.guided(max(start, 1) / self.noising.steps, x, context, self.guidance)
             x = torch.add(x * whole, noise, alpha=part)
@@ -195,7 +198,7 @@ class Diffusion(Guided):
         t = (u * noising.steps).long().clamp_(max=noising.steps - 1) + 1
         known = told >= self.condition_dropout if self.condition_dropout else None
         said = density.noise_in(t, noising.at(t, rows.x, noise), space.vector(rows.condition, known))
-        return Outcome({"noise": (said - noise).square().sum() / space.size}, {})
+        return Outcome({"noise": mse_loss(said, noise, reduction="sum") / space.size}, {})
 
 
 def _place(stratum: int) -> int:

@@ -14,23 +14,26 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Choice, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
+from danlu.method.exploring import Exploring
+from danlu.method.replaying import Replaying
 from danlu.parts.chance import even_actions
 from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP, mlp_of
 from danlu.random import fold
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class QAgent(Agent):
@@ -72,7 +75,7 @@ class QAgent(Agent):
 
 
 @export("method", "dqn", source="Mnih et al., 2015, https://doi.org/10.1038/nature14236")
-class DQN(ActingMethod):
+class DQN(Replaying):
     """Deep Q-network: Q-learning with a network, a memory of steps and a target that stands still."""
 
     mechanism: ClassVar[str] = "Q-learning"
@@ -82,52 +85,21 @@ class DQN(ActingMethod):
     """Steps of every environment that a turn takes."""
     updates: int = Field(1, ge=1)
     """Updates in a turn."""
-    batch_size: int = Field(32, ge=1)
-    """Steps, drawn out of all that are remembered, that an update is made of."""
-    buffer_size: int = Field(1_000_000, ge=1)
-    """Steps that are remembered."""
-    start: int = Field(100, ge=1)
-    """Steps that are taken before the first update."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     target_every: int = Field(2500, ge=1)
     """Updates after which the target becomes the network."""
     double: bool = False
     """Whether the network chooses the action whose value the target says."""
-    epsilon_start: float = Field(1.0, ge=0, le=1)
-    """The share of actions chosen evenly at the start."""
-    epsilon_end: float = Field(0.05, ge=0, le=1)
-    """The same when exploration has ended."""
-    exploration: float = Field(0.1, gt=0, le=1)
-    """The share of the run over which it falls, in a straight line."""
-    clip_norm: float | None = Field(10.0, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
-
-    @model_validator(mode="after")
-    def _begins(self) -> Self:
-        if self.start > self.buffer_size:
-            raise ValueError(
-                f"start ({self.start}) is more than buffer_size ({self.buffer_size}): it would never begin"
-            )
-        return self
-
-    @property
-    def remembers(self) -> int:
-        """See `ActingMethod`."""
-        return self.buffer_size
+    epsilon: Exploring = Exploring()
+    """The share of actions drawn from all alike."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> QAgent:
         """See `ActingMethod`."""
         return QAgent(spaces, mlp_of(network, MLP(activation="relu", initial="uniform")), seed)
 
-    def epsilon(self, share: float) -> float:
-        """The share of actions chosen evenly when so much of the run is done."""
-        return self.epsilon_start + min(1.0, share / self.exploration) * (self.epsilon_end - self.epsilon_start)
-
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """Some steps, and some updates; what is recorded is of the last."""
         assert isinstance(agent, QAgent)
-        agent.epsilon = self.epsilon(turn.share)
+        agent.epsilon = self.epsilon.at(turn.share)
         replay, chance = experience.replay, turn.numpy_chance()
         experience.rollout(agent, self.num_steps)
         while len(replay) < self.start:
@@ -137,7 +109,7 @@ class DQN(ActingMethod):
             if int(agent.updates) % self.target_every == 0:
                 agent.target.load_state_dict(agent.q.state_dict())
             loss = self.loss(agent, replay.sample(self.batch_size, chance))
-            descend(turn.optimizer, loss, [agent.q.theta], self.clip_norm)
+            descend(turn, loss, [agent.q.theta])
             agent.updates += 1
         return {"loss": loss.detach(), "epsilon": agent.epsilon}
 

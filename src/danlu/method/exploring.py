@@ -20,16 +20,16 @@ from danlu.config import Config
 class Exploring(Config):
     """Epsilon, the share of actions drawn from all alike, as the run goes on."""
 
-    start: float = Field(0.1, ge=0, le=1)
-    """As it begins."""
-    end: float | None = Field(None, ge=0, le=1)
-    """What it comes to on a straight line; null to stay as it began."""
-    over: float = Field(1.0, gt=0, le=1)
+    start: float = Field(1.0, ge=0, le=1)
+    """As it begins: what is not known yet is as good as anything else."""
+    end: float | None = Field(0.05, ge=0, le=1)
+    """What it falls to on a straight line; null, or more than `start`, to stay as it began."""
+    over: float = Field(0.5, gt=0, le=1)
     """The share of the run that it takes to come there."""
 
     def at(self, share: float) -> float:
         """Epsilon when that share of the run is done, 0 to 1."""
-        if self.end is None:
+        if self.end is None or self.end >= self.start:
             return self.start
         return self.start + (self.end - self.start) * min(1.0, share / self.over)
 

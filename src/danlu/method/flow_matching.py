@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+from torch.nn.functional import mse_loss
 
 from danlu.config import Config
 from danlu.contracts import Outcome
@@ -33,7 +34,7 @@ from danlu.parts.times import Times, harmonic, noise_and_shares, times_of
 from danlu.random import place_key
 from danlu.registry import export
 
-_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="default")
+_DEFAULT = MLP(hidden=(64, 64), activation="silu", initial="uniform")
 _CHANCE = place_key("flow_matching.chance")
 
 
@@ -86,7 +87,7 @@ class FlowMatching(ContinuousMethod, Guided):
         t = times_of(u, self.times, path.noise_at)
         known = told >= self.condition_dropout if self.condition_dropout else None
         said = density.field(t, path.at(t, noise, x), space.vector(rows.condition, known))
-        error = (said - path.velocity(t, noise, x)).square().sum()
+        error = mse_loss(said, path.velocity(t, noise, x), reduction="sum")
         return Outcome({"velocity": error / space.size}, {})
 
     def check(self, space: Space) -> None:

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from danlu.acting import Agent, Choice, Spaces
+from danlu.acting import Agent, Choice
 from danlu.errors import UnsupportedError
 from danlu.method.features import FeatureMap, Features
 from danlu.method.step_size import StepSize
 from danlu.method.tables import drawn, explored, table
+from danlu.spaces import Spaces, in_words
 
 
 class LinearAgent(Agent):
@@ -32,7 +33,7 @@ class LinearAgent(Agent):
         super().__init__(spaces)
         self.features = FeatureMap(features, spaces.observation)
         if spaces.num_actions is None:
-            raise UnsupportedError(f"there is no end of actions in {spaces.action}", where="data.env")
+            raise UnsupportedError(f"there is no end of actions in {in_words(spaces.action)}", where="data.env")
         self.num_actions = spaces.num_actions
         action: Any = spaces.action
         self.first_action = int(action.start)

@@ -2,8 +2,8 @@
 
     z_i = exp(s_i) x_i + t_i,   (s_i, t_i) = m_k,i(x_1 .. x_{i-1}, c),   log |det dz/dx| = sum_i s_i
 
-That is u_i = (x_i - mu_i) exp(-alpha_i) of the paper with s_i = -alpha_i and t_i = -mu_i exp(-alpha_i). How likely a row
-is takes one pass a step; a row is made number by number.
+That is u_i = (x_i - mu_i) exp(-alpha_i) of the paper with s_i = -alpha_i and t_i = -mu_i exp(-alpha_i). How likely a
+row is takes one pass a step; a row is made number by number.
 
 References:
     Papamakarios, Pavlakou and Murray, 2017, "Masked autoregressive flow for density estimation",

@@ -19,9 +19,11 @@ from pydantic import Field
 from torch import Tensor
 
 from danlu.acting import Agent, Experience, Steps, Turn
+from danlu.config import Config
 from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable, FiniteMethod, TableAgent
 from danlu.method.temporal import Learning, Transition, transitions
+from danlu.spaces import Spaces
 
 
 def episode_of(agent: TableAgent, steps: Steps) -> list[Transition]:
@@ -71,8 +73,6 @@ class MonteCarlo(FiniteMethod):
 
     mechanism: ClassVar[str] = "Monte Carlo"
 
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
     longest: int = Field(100, ge=1)
     """Steps after which an episode is cut short; rewards beyond are worth gamma^longest of themselves."""
 
@@ -98,14 +98,14 @@ class MonteCarlo(FiniteMethod):
 class EpisodeByEpisode(MonteCarlo):
     """Learns from an episode's every step, from its end backwards, and acts by what it learned from the next one on."""
 
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(10, ge=1)
     """Episodes a turn."""
-    visits: Literal["every", "first"] = "every"
-    """Which returns of a state and action count that come more than once in an episode."""
+    visits: Literal["every", "first"] = "first"
+    """Which returns of a state and action count that come more than once in an episode: the first is cut the latest."""
     unfinished: int = Field(0, ge=0)
     """Of an episode that was cut short, the last so many steps are not learnt from."""
     step_size: StepSize = StepSize(kind="harmonic")
-    """How far an entry moves at its k-th return; harmonic makes it the mean of them all."""
+    """How far an entry moves at its k-th return: harmonic makes it the mean of all, constant forgets old ones."""
     initial: float = 0.0
     """What every action is taken to be worth at first."""
 
@@ -113,6 +113,26 @@ class EpisodeByEpisode(MonteCarlo):
     def way(self) -> StepSize:
         """See `MonteCarlo`."""
         return self.step_size
+
+    def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActionTable:
+        """See `ActingMethod`."""
+        return ActionTable(spaces, self.initial, self.exploration(0.0))
+
+    def listen(self, agent: ActionTable, experience: Experience, turn: Turn, outcomes: Outcomes) -> None:
+        """See `MonteCarlo`; so many episodes."""
+        agent.epsilon.fill_(self.exploration(turn.share))
+        chance = turn.numpy_chance()
+        for _ in range(self.episodes):
+            start = self.start(agent, chance)
+            self.take(agent, experience.episode(agent, start=start, longest=self.longest), outcomes)
+
+    def exploration(self, share: float) -> float:
+        """Epsilon when that share of the run is done."""
+        return 0.0
+
+    def start(self, agent: ActionTable, chance: np.random.Generator) -> tuple[int, int] | None:
+        """The state and the action that an episode begins with; None where the environment says."""
+        return None
 
     def take(self, agent: ActionTable, steps: Steps, outcomes: Outcomes) -> None:
         """Learn from one episode."""

@@ -16,12 +16,13 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from danlu.acting import Experience, Spaces, Turn
+from danlu.acting import Experience, Turn
 from danlu.config import Config
 from danlu.method.monte_carlo import MonteCarlo, Outcomes, episode_of, returns
 from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export(

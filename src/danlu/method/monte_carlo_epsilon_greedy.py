@@ -1,9 +1,10 @@
 """Monte Carlo with an epsilon-greedy policy: no exploring starts, since the policy itself tries everything.
 
-    q(s, a) <- the mean of the returns that followed (s, a)      for all (s, a) of the episode, from its end
-    pi      =  epsilon-greedy in q                               at once
+    q(s, a) <- q(s, a) + a_k [ g - q(s, a) ]    for all (s, a) of the episode, from its end, g the return that followed
+    pi      =  epsilon-greedy in q              at once
 
-What it finds is the best of the epsilon-greedy policies, which nears the best of all as epsilon does 0.
+With a_k = 1/k that is the mean of the returns; a constant step forgets those of policies long past. What it finds is
+the best of the epsilon-greedy policies, which nears the best of all as epsilon does 0.
 
 References:
     Sutton and Barto, 2018, "Reinforcement learning", section 5.4, http://incompleteideas.net/book/the-book-2nd.html
@@ -12,11 +13,9 @@ References:
 
 from __future__ import annotations
 
-from danlu.acting import Experience, Spaces, Turn
-from danlu.config import Config
 from danlu.method.exploring import Exploring
-from danlu.method.monte_carlo import EpisodeByEpisode, Outcomes
-from danlu.method.tables import ActionTable
+from danlu.method.monte_carlo import EpisodeByEpisode
+from danlu.method.step_size import StepSize
 from danlu.registry import export
 
 
@@ -28,15 +27,11 @@ from danlu.registry import export
 class MonteCarloEpsilonGreedy(EpisodeByEpisode):
     """Monte Carlo with an epsilon-greedy policy: on-policy control from whole episodes."""
 
+    step_size: StepSize = StepSize(start=0.1)
+    """How far an entry moves at its k-th return: harmonic makes it the mean of all, constant forgets old ones."""
     epsilon: Exploring = Exploring()
     """The share of actions drawn from all alike."""
 
-    def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActionTable:
-        """See `ActingMethod`."""
-        return ActionTable(spaces, self.initial, self.epsilon.at(0.0))
-
-    def listen(self, agent: ActionTable, experience: Experience, turn: Turn, outcomes: Outcomes) -> None:
-        """So many episodes."""
-        agent.epsilon.fill_(self.epsilon.at(turn.share))
-        for _ in range(self.episodes):
-            self.take(agent, experience.episode(agent, longest=self.longest), outcomes)
+    def exploration(self, share: float) -> float:
+        """See `EpisodeByEpisode`."""
+        return self.epsilon.at(share)

@@ -12,9 +12,9 @@ References:
 
 from __future__ import annotations
 
-from danlu.acting import Experience, Spaces, Turn
-from danlu.config import Config
-from danlu.method.monte_carlo import EpisodeByEpisode, Outcomes
+import numpy as np
+
+from danlu.method.monte_carlo import EpisodeByEpisode
 from danlu.method.tables import ActionTable
 from danlu.registry import export
 
@@ -27,14 +27,7 @@ from danlu.registry import export
 class MonteCarloExploringStarts(EpisodeByEpisode):
     """Monte Carlo with exploring starts: a greedy policy, from episodes that begin anywhere with anything."""
 
-    def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActionTable:
-        """See `ActingMethod`."""
-        return ActionTable(spaces, self.initial)
-
-    def listen(self, agent: ActionTable, experience: Experience, turn: Turn, outcomes: Outcomes) -> None:
-        """So many episodes."""
-        chance = turn.numpy_chance()
-        for _ in range(self.episodes):
-            state, action = int(chance.integers(agent.num_states)), int(chance.integers(agent.num_actions))
-            start = state + agent.first_state, action + agent.first_action
-            self.take(agent, experience.episode(agent, start=start, longest=self.longest), outcomes)
+    def start(self, agent: ActionTable, chance: np.random.Generator) -> tuple[int, int]:
+        """See `EpisodeByEpisode`."""
+        state, action = int(chance.integers(agent.num_states)), int(chance.integers(agent.num_actions))
+        return state + agent.first_state, action + agent.first_action

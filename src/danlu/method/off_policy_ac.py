@@ -23,13 +23,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Choice, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.distributions import Categorical
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class OffPolicyAgent(ActorCritic):
@@ -64,7 +65,7 @@ class OffPolicyAgent(ActorCritic):
 
 
 @export("method", "off_policy_ac", source="Degris, White and Sutton, 2012, https://arxiv.org/abs/1205.4839")
-class OffPolicyAC(ActingMethod):
+class OffPolicyAC(Discounting):
     """Off-policy actor-critic: one policy explores, another learns from it by importance weights."""
 
     mechanism: ClassVar[str] = "actor-critic"
@@ -73,8 +74,6 @@ class OffPolicyAC(ActingMethod):
     """Steps of every environment that a turn is made of."""
     updates: int = Field(4, ge=1)
     """Updates that are made of them."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     epsilon: float = Field(0.2, ge=0, le=1)
     """The share of actions that the behaviour chooses evenly; of numbers, how much wider it is than the policy."""
     max_weight: float = Field(5.0, gt=0)
@@ -83,8 +82,6 @@ class OffPolicyAC(ActingMethod):
     """Weight of the critic's squared error."""
     entropy_weight: float = Field(0.01, ge=0)
     """Weight of the policy's entropy."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> OffPolicyAgent:
         """See `ActingMethod`."""
@@ -99,7 +96,7 @@ class OffPolicyAC(ActingMethod):
         metrics: dict[str, Tensor] = {}
         for _ in range(self.updates):
             loss, metrics = self.loss(agent, steps, x, following)
-            descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
+            descend(turn, loss, [agent.networks.theta])
         return metrics
 
     def loss(

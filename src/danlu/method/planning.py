@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import Agent, Experience, Spaces, Turn
+from danlu.acting import Agent, Experience, Turn
 from danlu.config import Config
 from danlu.method.bellman import Bellman, change, greedy
 from danlu.method.tables import FiniteMethod, PlanningTable
+from danlu.spaces import Spaces
 
 _SLACK = 1e-10
 """Two actions are equally good that differ by less, of the largest value: rounding must not change a policy."""
@@ -24,13 +24,10 @@ class Planning(FiniteMethod):
 
     Recorded: "loss", by how much Bellman's optimality equation is missed at most (the largest change that a sweep would
     make, as the policy is improved); "value", the mean over states; "changed", the share of states whose action
-    changed; "stable", 1 when none did.
+    changed.
     """
 
     mechanism: ClassVar[str] = "dynamic programming"
-
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> PlanningTable:
         """See `ActingMethod`; all values are 0, and every state's action is the first."""
@@ -44,7 +41,7 @@ class Planning(FiniteMethod):
             policy = agent.policy.clone()
             residual = self.iterate(agent, equations)
             changed = float((agent.policy != policy).double().mean())
-        return {"loss": residual, "value": float(agent.v.mean()), "changed": changed, "stable": float(changed == 0)}
+        return {"loss": residual, "value": float(agent.v.mean()), "changed": changed}
 
     @abstractmethod
     def iterate(self, agent: PlanningTable, equations: Bellman) -> float:

@@ -16,7 +16,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -24,17 +23,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
+from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
-from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.advantages import OnPolicy
 from danlu.method.descent import step
 from danlu.parts.actor_critic import ActorCritic, Opinion
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "ppo", source="Schulman et al., 2017, https://arxiv.org/abs/1707.06347")
-class PPO(ActingMethod):
+class PPO(Discounting):
     """Proximal policy optimisation: a surrogate that gains nothing from going far from the policy that acted."""
 
     mechanism: ClassVar[str] = "policy gradient"
@@ -45,8 +45,6 @@ class PPO(ActingMethod):
     """Steps, of all environments together, that one update is made of."""
     epochs: int = Field(10, ge=1)
     """How often a turn goes over its steps."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """How much of what lies further off is believed rather than the critic: 1 is the whole return, 0 one step."""
     clip_range: float = Field(0.2, gt=0)
@@ -63,8 +61,6 @@ class PPO(ActingMethod):
     """Give the advantages of an update mean 0 and deviation 1."""
     target_kl: float | None = Field(None, gt=0)
     """A turn ends early when the policy has gone one and a half times as far (KL, in nats); null never does."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
         """See `ActingMethod`."""
@@ -73,11 +69,7 @@ class PPO(ActingMethod):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """A turn's steps, and all updates made of them; what is recorded is of all the steps, after the last update."""
         assert isinstance(agent, ActorCritic)
-        steps = experience.rollout(agent, self.num_steps)
-        x = agent.spaces.vector(steps.observations.flatten(0, 1))
-        with torch.no_grad():
-            before = agent.opinion(x, steps.actions.flatten(0, 1))
-        batch = OnPolicy.of(agent, steps, x, before, gamma=self.gamma, lam=self.gae_lambda)
+        batch, _ = OnPolicy.taken(agent, experience, self.num_steps, gamma=self.gamma, lam=self.gae_lambda)
         clip = self.clip_range * (1 - turn.share if self.clip_decays else 1.0)
         networks = agent.networks
         for minibatch in self.minibatches(batch, turn.torch_chance()):
@@ -87,7 +79,7 @@ class PPO(ActingMethod):
             if self.target_kl is not None and distance(log_ratio) > 1.5 * self.target_kl:
                 break
             networks.pull(passed, self.slope(said, minibatch, log_ratio, clip))
-            step(turn.optimizer, [networks.theta], self.clip_norm)
+            step(turn, [networks.theta])
         with torch.no_grad():
             loss, metrics = self.loss(agent.opinion(batch.x, batch.actions), self._standard(batch), clip)
         return {"loss": loss, **metrics, "clip": clip, "explained_variance": batch.explained}
@@ -103,7 +95,7 @@ class PPO(ActingMethod):
                 yield self._standard(mixed.rows(slice(start, start + self.batch_size)))
 
     def _standard(self, batch: OnPolicy) -> OnPolicy:
-        return replace(batch, advantages=standardised(batch.advantages)) if self.standardise else batch
+        return batch.standardised if self.standardise else batch
 
     def loss(self, said: Opinion, batch: OnPolicy, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is recorded beside it.

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.advantages import standardised
 from danlu.method.descent import descend
@@ -36,6 +36,7 @@ from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP, mlp_of
 from danlu.random import fold
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class QActorCritic(StochasticAgent):
@@ -88,15 +89,13 @@ class QActorCritic(StochasticAgent):
 
 
 @export("method", "qac", source="Sutton et al., 1999, https://papers.nips.cc/paper/1713")
-class QAC(ActingMethod):
+class QAC(Discounting):
     """Q actor-critic: the policy gradient weighed by learned action values."""
 
     mechanism: ClassVar[str] = "actor-critic"
 
     num_steps: int = Field(8, ge=1)
     """Steps of every environment that an update is made of."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     baseline: bool = True
     """Take off the action values what is expected of an observation."""
     standardise: bool = True
@@ -108,8 +107,6 @@ class QAC(ActingMethod):
     actor_rate: float = Field(0.1, gt=0)
     """The actor's learning rate as a multiple of the critic's, which is the optimiser's: an actor as fast as its critic
     follows what this has not learned yet."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> QActorCritic:
         """See `ActingMethod`."""
@@ -120,7 +117,7 @@ class QAC(ActingMethod):
         assert isinstance(agent, QActorCritic)
         steps = experience.rollout(agent, self.num_steps)
         loss, metrics = self.loss(agent, steps, _next_actions(agent, steps, turn.torch_chance()))
-        descend(turn.optimizer, loss, [agent.actor.theta, agent.critic.theta], self.clip_norm)
+        descend(turn, loss, [agent.actor.theta, agent.critic.theta])
         return metrics
 
     def loss(self, agent: QActorCritic, steps: Steps, next_actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

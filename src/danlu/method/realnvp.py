@@ -3,9 +3,9 @@
     (a, b) -> (exp(s_k(a, c)) b + t_k(a, c), a),   log |det dz/dx| = sum_k sum_i s_k,i
 
 Rows of numbers are coupled by halves. Images are coupled by pixels and by channels at several scales
-(`danlu.parts.multiscale`), their networks small residual ones of convolutions, or whatever the recipe names; with an mlp
-they are taken as the numbers they have. The paper's batch normalisation is left out: with it an update would depend on
-how it is cut up.
+(`danlu.parts.multiscale`), their networks small residual ones of convolutions, or whatever the recipe names; with an
+mlp they are taken as the numbers they have. The paper's batch normalisation is left out: with it an update would depend
+on how it is cut up.
 
 References:
     Dinh, Sohl-Dickstein and Bengio, 2016, "Density estimation using real NVP", https://arxiv.org/abs/1605.08803

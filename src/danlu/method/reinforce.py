@@ -24,17 +24,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Discounting, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.advantages import advantages_of, standardised
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import ActorCritic
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "reinforce", source="Williams, 1992, https://doi.org/10.1007/BF00992696")
-class Reinforce(ActingMethod):
+class Reinforce(Discounting):
     """REINFORCE: actions become likelier the more their episode came to after them."""
 
     mechanism: ClassVar[str] = "policy gradient"
@@ -43,8 +44,6 @@ class Reinforce(ActingMethod):
     """Whole episodes that an update is made of."""
     longest: int = Field(1000, ge=1)
     """Steps after which an episode is cut."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     baseline: Literal["none", "mean", "value"] = "value"
     """What is taken off the returns: nothing, their mean over the update, or a learned value."""
     standardise: bool = True
@@ -53,8 +52,6 @@ class Reinforce(ActingMethod):
     """Weight of the learned value's squared error."""
     entropy_weight: float = Field(0.0, ge=0)
     """Weight of the policy's entropy, which keeps it exploring."""
-    clip_norm: float | None = Field(0.5, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> ActorCritic:
         """See `ActingMethod`."""
@@ -67,7 +64,7 @@ class Reinforce(ActingMethod):
         returns = torch.cat([self.returns(agent, episode) for episode in episodes])
         x = agent.spaces.vector(torch.cat([episode.observations.flatten(0, 1) for episode in episodes]))
         loss, metrics = self.loss(agent, x, torch.cat([e.actions.flatten(0, 1) for e in episodes]), returns)
-        descend(turn.optimizer, loss, [agent.networks.theta], self.clip_norm)
+        descend(turn, loss, [agent.networks.theta])
         return metrics
 
     def returns(self, agent: ActorCritic, episode: Steps) -> Float[Tensor, " T"]:

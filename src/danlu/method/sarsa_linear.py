@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Level, Spaces, Steps, Turn
+from danlu.acting import Agent, Discounting, Experience, Level, Steps, Turn
 from danlu.config import Config
 from danlu.method.exploring import Exploring
 from danlu.method.features import Features
@@ -29,6 +29,7 @@ from danlu.method.linear import LinearActionValue, Weighing
 from danlu.method.step_size import StepSize
 from danlu.method.temporal import with_next
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class Seen(NamedTuple):
@@ -52,7 +53,7 @@ class Seen(NamedTuple):
 
 
 @export("method", "sarsa_linear", source="Sutton and Barto, 2018, http://incompleteideas.net/book/the-book-2nd.html")
-class SarsaLinear(ActingMethod):
+class SarsaLinear(Discounting):
     """Sarsa with linear features: on-policy control by temporal differences, from features of a state."""
 
     level: ClassVar[Level] = "features"
@@ -60,7 +61,7 @@ class SarsaLinear(ActingMethod):
     acts_in: ClassVar[frozenset[str]] = frozenset({"discrete"})
 
     gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
+    """What a reward one step later is worth."""
     features: Features = Features()
     """What is seen of a state."""
     step_size: StepSize = StepSize(start=0.01)

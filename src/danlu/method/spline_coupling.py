@@ -2,9 +2,9 @@
 
     (a, b) -> (g(b; m_k(a, c)), a)
 
-g is, between -B and B, a monotone rational-quadratic spline of K bins, each of its own width, height and slopes, and the
-identity outside. One step can part a mode into many, which an affine one cannot. Data should be standardised, so that
-they lie within the bounds.
+g is, between -B and B, a monotone rational-quadratic spline of K bins, each of its own width, height and slopes, and
+the identity outside. One step can part a mode into many, which an affine one cannot. Data should be standardised, so
+that they lie within the bounds.
 
 References:
     Durkan, Bekasov, Murray and Papamakarios, 2019, "Neural spline flows", https://arxiv.org/abs/1906.04032

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
-from danlu.acting import ActingMethod, Agent, Choice, Goal, Level, Spaces, World
+from danlu.acting import Agent, Choice, Discounting, Goal, Level, World
 from danlu.errors import UnsupportedError
 from danlu.method.bellman import Bellman
+from danlu.spaces import Spaces, in_words
 
 
 def table(*shape: int) -> nn.Parameter:
@@ -31,7 +33,8 @@ def sizes(spaces: Spaces) -> tuple[int, int]:
     """
     num_states, num_actions = spaces.num_states, spaces.num_actions
     if num_states is None or num_actions is None:
-        what = f"a table has no row for each of {spaces.observation}, or no column for each of {spaces.action}"
+        shown, taken = in_words(spaces.observation), in_words(spaces.action)
+        what = f"a table has no row for each of {shown}, or no column for each of {taken}"
         raise UnsupportedError(what, where="data.env", do="Choose a finite world (gridworld), or a network's method.")
     return num_states, num_actions
 
@@ -191,10 +194,13 @@ def _first(space: object) -> int:
     return int(space.start) if isinstance(space, Discrete) else 0
 
 
-class FiniteMethod(ActingMethod):
+class FiniteMethod(Discounting):
     """A method for finite worlds that keeps what it learned in tables."""
 
     level: ClassVar[Level] = "table"
     goal: ClassVar[Goal] = "control"
     acts_in: ClassVar[frozenset[str]] = frozenset({"discrete"})
     finite: ClassVar[bool] = True
+
+    gamma: float = Field(0.9, ge=0, le=1)
+    """What a reward one step later is worth."""

@@ -19,12 +19,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import Agent, Experience, Goal, Spaces, Turn
+from danlu.acting import Agent, Experience, Goal, Turn
 from danlu.config import Config
 from danlu.method.step_size import StepSize
 from danlu.method.tables import FiniteMethod, PolicyTable, fixed_policy, sizes
 from danlu.method.temporal import Learning, transitions
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 @export("method", "td0", source="Sutton, 1988, https://doi.org/10.1007/BF00115009")
@@ -34,8 +35,6 @@ class TD0(FiniteMethod):
     goal: ClassVar[Goal] = "prediction"
     mechanism: ClassVar[str] = "temporal difference"
 
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
     policy: tuple[int, ...] = ()
     """The policy's action in each state, counted from 0; empty for all actions alike."""
     epsilon: float = Field(0.0, ge=0, le=1)

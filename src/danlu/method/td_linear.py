@@ -25,7 +25,7 @@ from gymnasium.spaces import Discrete
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Goal, Level, Spaces, Steps, Turn
+from danlu.acting import Agent, Discounting, Experience, Goal, Level, Steps, Turn
 from danlu.config import Config
 from danlu.errors import UnsupportedError
 from danlu.method.features import Features
@@ -33,10 +33,11 @@ from danlu.method.linear import LinearValue, Weighing
 from danlu.method.step_size import StepSize
 from danlu.method.tables import fixed_policy
 from danlu.registry import export
+from danlu.spaces import Spaces, in_words
 
 
 @export("method", "td_linear", source="Tsitsiklis and Van Roy, 1997, https://doi.org/10.1109/9.580874")
-class TDLinear(ActingMethod):
+class TDLinear(Discounting):
     """TD(0) with linear features: values a given policy by temporal differences, from features of a state."""
 
     level: ClassVar[Level] = "features"
@@ -45,7 +46,7 @@ class TDLinear(ActingMethod):
     acts_in: ClassVar[frozenset[str]] = frozenset({"discrete"})
 
     gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
+    """What a reward one step later is worth."""
     features: Features = Features()
     """What is seen of a state."""
     policy: tuple[int, ...] = ()
@@ -65,7 +66,7 @@ class TDLinear(ActingMethod):
         """
         num_states, num_actions = spaces.num_states or 1, spaces.num_actions or 1
         if self.policy and not isinstance(spaces.observation, Discrete):
-            what = f"a policy is given state by state, and there is no end of them in {spaces.observation}"
+            what = f"a policy is given state by state, and there is no end of them in {in_words(spaces.observation)}"
             raise UnsupportedError(what, where="method.policy", do="Leave it out: all actions alike.")
         policy = fixed_policy(self.policy, self.epsilon, num_states if self.policy else 1, num_actions)
         return LinearValue(spaces, self.features, policy)

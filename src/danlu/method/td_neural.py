@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Choice, Experience, Goal, Spaces, Steps, Turn
+from danlu.acting import Agent, Choice, Discounting, Experience, Goal, Steps, Turn
 from danlu.config import Config
 from danlu.method.descent import descend
 from danlu.parts.chance import even_actions, require_bounds
@@ -28,6 +28,7 @@ from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP, mlp_of
 from danlu.random import fold
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 
 class Predictor(Agent):
@@ -54,7 +55,7 @@ class Predictor(Agent):
 
 
 @export("method", "td_neural", source="Sutton, 1988, https://doi.org/10.1007/BF00115009")
-class TDNeural(ActingMethod):
+class TDNeural(Discounting):
     """TD(0) prediction with a network: what comes of choosing evenly, from one step to the next."""
 
     mechanism: ClassVar[str] = "temporal difference"
@@ -62,10 +63,6 @@ class TDNeural(ActingMethod):
 
     num_steps: int = Field(32, ge=1)
     """Steps of every environment that an update is made of."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
-    clip_norm: float | None = Field(None, gt=0)
-    """The gradient is scaled down to this norm when it is longer; null never does."""
 
     def agent(self, spaces: Spaces, network: Config | None, seed: int) -> Predictor:
         """See `ActingMethod`."""
@@ -81,7 +78,7 @@ class TDNeural(ActingMethod):
         """One update."""
         assert isinstance(agent, Predictor)
         loss = self.loss(agent, experience.rollout(agent, self.num_steps))
-        descend(turn.optimizer, loss, [agent.critic.theta], self.clip_norm)
+        descend(turn, loss, [agent.critic.theta])
         return {"loss": loss.detach()}
 
     def loss(self, agent: Predictor, steps: Steps) -> Tensor:

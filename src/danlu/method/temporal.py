@@ -12,11 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import Agent, Experience, Spaces, Steps, Turn
+from danlu.acting import Agent, Experience, Steps, Turn
 from danlu.config import Config
 from danlu.method.exploring import Exploring
 from danlu.method.step_size import StepSize
 from danlu.method.tables import ActionTable, FiniteMethod, TableAgent
+from danlu.spaces import Spaces
 
 
 class Transition(NamedTuple):
@@ -92,13 +93,11 @@ class TemporalDifference(FiniteMethod):
 
     mechanism: ClassVar[str] = "temporal difference"
 
-    gamma: float = Field(0.9, ge=0, le=1)
-    """What a reward is worth a step later."""
     step_size: StepSize = StepSize(start=0.1)
     """How far an entry moves at its k-th visit."""
     epsilon: Exploring = Exploring()
     """The share of actions drawn from all alike."""
-    steps: int = Field(100, ge=1)
+    steps: int = Field(200, ge=1)
     """Steps of each environment a turn."""
     initial: float = 0.0
     """What every action is taken to be worth at first; more than it can be makes the agent try them all."""

@@ -24,28 +24,27 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from danlu.acting import ActingMethod, Agent, Experience, Spaces, Turn
+from danlu.acting import Agent, Discounting, Experience, Turn
 from danlu.config import Config
-from danlu.method.advantages import OnPolicy, standardised
+from danlu.method.advantages import OnPolicy
 from danlu.method.descent import descend
 from danlu.parts.actor_critic import SeparateActorCritic
 from danlu.parts.network import MLP, mlp_of
 from danlu.registry import export
+from danlu.spaces import Spaces
 
 _SOLVED = 1e-10
 """The squared residual at which a linear system counts as solved."""
 
 
 @export("method", "trpo", source="Schulman et al., 2015, https://arxiv.org/abs/1502.05477")
-class TRPO(ActingMethod):
+class TRPO(Discounting):
     """Trust region policy optimisation: natural-gradient steps that never go further than a bound in KL divergence."""
 
     mechanism: ClassVar[str] = "policy gradient"
 
     num_steps: int = Field(2048, ge=1)
     """Steps of every environment that a turn is made of."""
-    gamma: float = Field(0.99, ge=0, le=1)
-    """What a reward one step later is worth."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """How much of what lies further off is believed rather than the critic: 1 is the whole return, 0 one step."""
     target_kl: float = Field(0.01, gt=0)
@@ -72,18 +71,14 @@ class TRPO(ActingMethod):
     def learn(self, agent: Agent, experience: Experience, turn: Turn) -> Mapping[str, float | Tensor]:
         """One step of the policy, and some of the critic."""
         assert isinstance(agent, SeparateActorCritic)
-        steps = experience.rollout(agent, self.num_steps)
-        x = agent.spaces.vector(steps.observations.flatten(0, 1))
-        with torch.no_grad():
-            said = agent.opinion(x, steps.actions.flatten(0, 1))
-        batch = OnPolicy.of(agent, steps, x, said, gamma=self.gamma, lam=self.gae_lambda)
+        batch, said = OnPolicy.taken(agent, experience, self.num_steps, gamma=self.gamma, lam=self.gae_lambda)
         metrics = self.improve(agent, batch)
         value_loss = self.follow(agent, batch, turn)
         return {**metrics, "value_loss": value_loss, "entropy": said.entropy(), "explained_variance": batch.explained}
 
     def improve(self, agent: SeparateActorCritic, batch: OnPolicy) -> dict[str, float]:
         """Move the policy, and say how far it went and what it gained."""
-        region = Region.of(agent, batch, standardised(batch.advantages) if self.standardise else batch.advantages)
+        region = Region.of(agent, batch.standardised if self.standardise else batch)
         theta = agent.actor.theta
 
         def product(v: Tensor) -> Tensor:
@@ -109,7 +104,7 @@ class TRPO(ActingMethod):
             x, returns = batch.x[order], batch.returns[order]
             for some, of in zip(x.split(self.critic_batch_size), returns.split(self.critic_batch_size), strict=True):
                 loss = (agent.critic(some)[0].squeeze(1) - of).square().mean()
-                descend(turn.optimizer, loss, [agent.critic.theta])
+                descend(turn, loss, [agent.critic.theta])
         return loss.detach()
 
 
@@ -128,8 +123,9 @@ class Region:
     at: Callable[[Float[Tensor, " P"]], tuple[float, float]]
 
     @classmethod
-    def of(cls, agent: SeparateActorCritic, batch: OnPolicy, advantages: Float[Tensor, " B"]) -> Region:
+    def of(cls, agent: SeparateActorCritic, batch: OnPolicy) -> Region:
         """Of an agent at some steps."""
+        advantages = batch.advantages
         actor, family, theta = agent.actor, agent.family, agent.actor.theta
         outputs, own = actor.differentiable(batch.x)
         old, old_own = outputs.detach(), own.detach()

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from danlu.acting import Agent, Choice, Spaces
+from danlu.acting import Agent, Choice
 from danlu.parts.distributions import Family, family_of
 from danlu.parts.mlp import Networks
 from danlu.parts.network import MLP
 from danlu.random import fold
+from danlu.spaces import Spaces
 
 POLICY_GAIN = 0.01
 """What a policy's last layer is scaled by at the start, so that it hardly prefers one action."""

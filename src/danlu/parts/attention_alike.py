@@ -15,10 +15,11 @@ class Alike:
 
     Args:
         length: rows of each segment; each sees all of itself and nothing else.
+        twice: whether gradients may be differentiated again, which takes memory for all scores.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, length: int, *, twice: bool = False) -> None:
+        self.length, self.twice = length, twice
 
     def __call__(
         self,
@@ -31,6 +32,9 @@ class Alike:
         """See `danlu.parts.attention.attention`."""
         if asked[2:] != (None, None, None) or asked.window is not None or q.shape[1] != k.shape[1]:
             return backend_for(q.device)(q, k, v, sight, asked)
-        heads = (x.view(-1, self.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads, scale=asked.scale)
+        q_, k_, v_ = (x.view(-1, self.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        if self.twice:
+            out = (q_ * asked.scale @ k_.mT).softmax(-1) @ v_
+        else:
+            out = F.scaled_dot_product_attention(q_, k_, v_, scale=asked.scale)
         return out.transpose(1, 2).reshape(q.shape)

@@ -2,7 +2,8 @@
 
     y = g(x; theta),    log dy/dx = s(x; theta)
 
-Each is applied to every element for itself; theta is what a network said, with the backward written out.
+Each is applied to every element for itself; theta is what a network said, with the backward written out. Rows stand
+side by side, ``[D, N]``.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ class Bijection(ABC):
     """A function of one number that others choose.
 
     Attributes:
-        wants: how many numbers it is told for each that it moves.
+        wants: how many numbers it is told for each that it moves, P / D; each is a block of D rows of what is said.
     """
 
     wants: int
 
     @abstractmethod
     def forward(
-        self, x: Float[Tensor, "N D"], said: Float[Tensor, "N P"], saved: list[Tensor] | None
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"] | None]:
+        self, x: Float[Tensor, "D N"], said: Float[Tensor, "P N"], saved: list[Tensor] | None
+    ) -> tuple[Float[Tensor, "D N"], Float[Tensor, "D N"] | None]:
         """What x becomes, and the log of the slope there; None where that is always 0.
 
         Args:
             x: what is moved.
-            said: what the network said, `wants` numbers for each; it may be overwritten.
+            said: what the network said; it may be overwritten.
             saved: where what `backward` needs is put; None keeps nothing.
         """
 
     @abstractmethod
     def backward(
-        self, d_y: Float[Tensor, "N D"], d_log: Float[Tensor, "N 1"], saved: list[Tensor]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N P"]]:
+        self, d_y: Float[Tensor, "D N"], d_log: Float[Tensor, " N"], saved: list[Tensor]
+    ) -> tuple[Float[Tensor, "D N"], Float[Tensor, "P N"]]:
         """The gradients of x and of what the network said.
 
         Args:
@@ -49,7 +50,7 @@ class Bijection(ABC):
         """
 
     @abstractmethod
-    def inverse(self, y: Float[Tensor, "N D"], said: Float[Tensor, "N P"]) -> Float[Tensor, "N D"]:
+    def inverse(self, y: Float[Tensor, "D N"], said: Float[Tensor, "P N"]) -> Float[Tensor, "D N"]:
         """What becomes y; gradients go through."""
 
 
@@ -93,29 +94,27 @@ class Affine(Bijection):
         self.scale = 1 / math.log(largest)
 
     def log_slope(self, a: Tensor) -> Tensor:
-        """s."""
-        return a / (a.abs() * self.scale + 1)
+        """s, of whatever shape a has."""
+        return a / torch.rsub(a.abs(), 1.0, alpha=-self.scale)
 
     def forward(self, x: Tensor, said: Tensor, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         """See `Bijection`."""
-        a, t = said.chunk(2, 1)
+        a, t = said.chunk(2)
         s = self.log_slope(a)
         if saved is not None:
             saved += (x, s)
-        return t.addcmul(x, s.exp()), s
+        return torch.addcmul(t, x, s.exp()), s
 
     def backward(self, d_y: Tensor, d_log: Tensor, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
         """See `Bijection`; ds/da = (1 - |s| / log B)^2."""
         s, x = saved.pop(), saved.pop()
-        d_x = d_y * s.exp()
-        d_said = d_y.new_empty(len(d_y), 2 * d_y.shape[1])
-        d_a, d_t = d_said.chunk(2, 1)
-        d_t.copy_(d_y)
-        torch.addcmul(d_log, d_x, x, out=d_a)
-        d_a.mul_(s.abs().mul_(-self.scale).add_(1).square_())
-        return d_x, d_said
+        d_x = s.exp().mul_(d_y)
+        d_s = torch.addcmul(d_log, d_x, x)
+        d_a = d_s.mul_(torch.rsub(s.abs(), 1, alpha=self.scale).square_())
+        return d_x, torch.cat([d_a, d_y])
 
     def inverse(self, y: Tensor, said: Tensor) -> Tensor:
         """See `Bijection`."""
-        a, t = said.chunk(2, 1)
-        return (y - t) * (-self.log_slope(a)).exp()
+        a, t = said.chunk(2)
+        falls = a / torch.rsub(a.abs(), -1.0, alpha=self.scale)  # -s
+        return (y - t) * falls.exp()

@@ -1,9 +1,9 @@
 """The fully connected networks that say how a flow's steps move what they move, with backward written out.
 
-    h_0 = x,   h_l = f(h_{l-1} W_l + b_l),   y = h_L V + c
+    h_0 = x,   h_l = f(W_l h_{l-1} + b_l),   y = V h_L + c
 
-The networks of all steps are alike, so each layer of all of them lies in one tensor: an optimiser moves a few tensors
-instead of dozens. A layer may be masked: a weight whose mask is 0 is none.
+Rows stand side by side: x is ``[I, N]``. The networks of all steps are alike, so each layer of all of them lies in one
+tensor: an optimiser moves a few tensors instead of dozens. A layer may be masked: a weight whose mask is 0 is none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danlu.parts.nets import initialize
 from danlu.parts.network import MLP
 from danlu.parts.products import matrix_affine, matrix_product
 
 Layers = Sequence[tuple[Tensor, Tensor]]
-"""Of each layer of one network the matrix ``[in, out]`` and the bias ``[out]``."""
+"""Of each layer of one network the matrix ``[out, in]`` and the bias ``[out, 1]``."""
 
 
 class Conditioners(nn.Module):
@@ -35,7 +37,7 @@ class Conditioners(nn.Module):
         outputs: numbers out; all 0 at the start.
         shape: what the hidden layers are.
         seed: weights follow from it.
-        masks: of each layer, the last one too, which weights there are, ``[in, out]``; all of them by default.
+        masks: of each layer, the last one too, which weights there are, ``[out, in]``; all of them by default.
     """
 
     def __init__(
@@ -46,36 +48,53 @@ class Conditioners(nn.Module):
         widths = (inputs, *shape.hidden, outputs)
         self.depth = len(widths) - 1
         chance = torch.Generator().manual_seed(seed % 2**63)
-        for i, (rows, columns) in enumerate(pairwise(widths)):
-            matrices, biases = torch.zeros(num, rows, columns), torch.zeros(num, columns)
+        for i, (columns, rows) in enumerate(pairwise(widths)):
+            matrices, biases = torch.zeros(num, rows, columns), torch.zeros(num, rows)
             if i < self.depth - 1:
-                _initialize(matrices, biases, shape, chance)
-            self.register_parameter(f"matrix{i}", nn.Parameter(matrices))
-            self.register_parameter(f"bias{i}", nn.Parameter(biases.flatten()))  # a vector, which is never decayed
+                for matrix, bias in zip(matrices, biases, strict=True):
+                    initialize(matrix, bias, shape, chance, gain=math.sqrt(2.0))
             if masks:
                 matrices *= masks[i]
                 self.register_buffer(f"mask{i}", masks[i].to(matrices.dtype), persistent=False)
             self.register_parameter(f"matrix{i}", nn.Parameter(matrices))
             self.register_parameter(f"bias{i}", nn.Parameter(biases.flatten()))  # a vector, which is never decayed
-        self._matrices = [f"matrix{i}" for i in range(self.depth)]
-        self._biases = [f"bias{i}" for i in range(self.depth)]
+        self._names = [f"{kind}{i}" for i in range(self.depth) for kind in ("matrix", "bias")]
         self._masks = [f"mask{i}" for i in range(self.depth)] if masks else []
+        self._held: tuple[list[int], list[Layers]] | None = None
 
     def weights(self) -> list[Tensor]:
-        """The matrices ``[K, in, out]``, zero where there is no weight, and the biases ``[K * out]``, by turns."""
-        matrices = [getattr(self, name) for name in self._matrices]
-        if self._masks:
-            matrices = [w * getattr(self, name) for w, name in zip(matrices, self._masks, strict=True)]
-        biases = [getattr(self, name) for name in self._biases]
-        return [tensor for pair in zip(matrices, biases, strict=True) for tensor in pair]
+        """The matrices ``[K, out, in]`` and the biases ``[K * out]`` of all layers by turns."""
+        return [getattr(self, name) for name in self._names]
+
+    def masked(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Weights, or their gradients, with zeros where there are none."""
+        if not self._masks:
+            return weights
+        matrices = [w * getattr(self, name) for w, name in zip(weights[::2], self._masks, strict=True)]
+        return [tensor for pair in zip(matrices, weights[1::2], strict=True) for tensor in pair]
+
+    def asked(self, weights: Sequence[Tensor]) -> list[Layers]:
+        """The layers of each network as they are asked; made once for weights that stay where they are."""
+        if self._masks or torch.is_grad_enabled():
+            return self.layers(self.masked(weights))
+        places = [w.data_ptr() for w in weights]
+        if self._held is None or self._held[0] != places:
+            self._held = places, self.layers([w.detach() for w in weights])
+        return self._held[1]
 
     def layers(self, weights: Sequence[Tensor]) -> list[Layers]:
         """Weights, or something in their shape, network by network; the memory is shared."""
-        matrices = [stacked.unbind() for stacked in weights[::2]]
-        biases = [flat.view(self.num, -1).unbind() for flat in weights[1::2]]
-        return [list(zip(w, b, strict=True)) for w, b in zip(zip(*matrices), zip(*biases))]
+        each = [
+            zip(matrices.unbind(), biases.view(self.num, -1, 1).unbind(), strict=True)
+            for matrices, biases in zip(weights[::2], weights[1::2], strict=True)
+        ]
+        return list(zip(*each, strict=True))
 
-    def ask(self, layers: Layers, x: Float[Tensor, "N I"], saved: list[Tensor] | None = None) -> Float[Tensor, "N O"]:
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has weights of its own, and so layers of its own."""
+        return {**self.__dict__, "_held": None}
+
+    def ask(self, layers: Layers, x: Float[Tensor, "I N"], saved: list[Tensor] | None = None) -> Float[Tensor, "O N"]:
         """What one network makes of its input; where gradients are taken and nothing is saved, they go through.
 
         Args:
@@ -88,7 +107,7 @@ class Conditioners(nn.Module):
         if saved is not None:
             saved.append(x)
         for w, b in layers[:-1]:
-            x = affine(b, x, w)
+            x = affine(b, w, x)
             if saved is not None and act.of_input:
                 saved.append(x)
                 x = act.apply(x)
@@ -97,9 +116,9 @@ class Conditioners(nn.Module):
             if saved is not None:
                 saved.append(x)
         w, b = layers[-1]
-        return affine(b, x, w)
+        return affine(b, w, x)
 
-    def pull(self, layers: Layers, into: Layers, d: Float[Tensor, "N O"], saved: list[Tensor]) -> Float[Tensor, "N H"]:
+    def pull(self, layers: Layers, into: Layers, d: Float[Tensor, "O N"], saved: list[Tensor]) -> Float[Tensor, "H N"]:
         """Put the gradients of one network's weights into their places.
 
         Args:
@@ -113,11 +132,11 @@ class Conditioners(nn.Module):
         """
         act = self.activation
         for i in range(self.depth - 1, -1, -1):
-            y = saved.pop()
-            matrix_product(y.mT, d, into[i][0])
-            torch.sum(d, 0, out=into[i][1])
+            y, (d_w, d_b) = saved.pop(), into[i]
+            matrix_product(d, y.T, d_w)
+            torch.sum(d, 1, keepdim=True, out=d_b)
             if i:
-                d = matrix_product(d, layers[i][0].mT)
+                d = matrix_product(layers[i][0].T, d)
                 d = act.slope(d, saved.pop() if act.of_input else y)
         return d
 
@@ -151,19 +170,10 @@ _aten = torch.ops.aten
 ACTIVATIONS: Mapping[str, Function] = {
     "relu": Function(torch.relu, torch.relu_, lambda d, y: _aten.threshold_backward.default(d, y, 0)),
     "tanh": Function(torch.tanh, _tanh_, _aten.tanh_backward.default),
-    "elu": Function(F.elu, lambda x: F.elu(x, inplace=True), lambda d, y: _aten.elu_backward.default(d, 1, 1, 1, True, y)),
+    "elu": Function(
+        F.elu, lambda x: F.elu(x, inplace=True), lambda d, y: _aten.elu_backward.default(d, 1, 1, 1, True, y)
+    ),
     "silu": Function(F.silu, lambda x: F.silu(x, inplace=True), _aten.silu_backward.default, of_input=True),
-    "gelu": Function(F.gelu, F.gelu, _aten.gelu_backward.default, of_input=True),
+    "gelu": Function(F.gelu, lambda x: x.copy_(F.gelu(x)), _aten.gelu_backward.default, of_input=True),
 }
 """By the names that a recipe has for them."""
-
-
-@torch.no_grad()
-def _initialize(matrices: Tensor, biases: Tensor, shape: MLP, chance: torch.Generator) -> None:
-    if shape.initial == "orthogonal":
-        for matrix in matrices:
-            nn.init.orthogonal_(matrix, math.sqrt(2.0), generator=chance)
-        return
-    bound = 1 / math.sqrt(matrices.shape[1])
-    matrices.uniform_(-bound, bound, generator=chance)
-    biases.uniform_(-bound, bound, generator=chance)

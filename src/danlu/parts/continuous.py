@@ -23,6 +23,7 @@ from danlu.config import Config
 from danlu.density import Density, Space
 from danlu.parts.nets import network_of
 from danlu.parts.network import MLP
+from danlu.parts.solver_gradients import adjoint, retraced
 from danlu.parts.solvers import Field, Solved, Solver
 from danlu.parts.times import Clock
 from danlu.parts.trace import ByVectors, OfLayers, Probe, Trace, Traced, keys_of, probes_of
@@ -53,22 +54,20 @@ class Timed(nn.Module):
         self.network = network_of(network, space.shape, space.shape, told, seed, zero_last=zero_last)
 
     def forward(
-        self, t: Float[Tensor, " N"], x: Float[Tensor, "N *shape"], context: Float[Tensor, "N C"] | None
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Float[Tensor, " N"], x: Float[Tensor, "N ..."], context: Float[Tensor, "N C"] | None
+    ) -> Float[Tensor, "N ..."]:
         """Of rows that each have their own time."""
         told = self.clock(t)
         return self.network(x, told if context is None else torch.cat([told, context], 1))
 
-    def at(
-        self, t: float, x: Float[Tensor, "N *shape"], context: Float[Tensor, "N C"] | None
-    ) -> Float[Tensor, "N *shape"]:
+    def at(self, t: float, x: Float[Tensor, "N ..."], context: Float[Tensor, "N C"] | None) -> Float[Tensor, "N ..."]:
         """Of rows at one time."""
         told = self.clock.at(t).expand(len(x), -1)
         return self.network(x, told if context is None else torch.cat([told, context], 1))
 
     def guided(
-        self, t: float, x: Float[Tensor, "N *shape"], context: Float[Tensor, "N C"] | None, guidance: float
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: float, x: Float[Tensor, "N ..."], context: Float[Tensor, "N C"] | None, guidance: float
+    ) -> Float[Tensor, "N ..."]:
         """The same with and without a context, extrapolated from the one to the other.
 
         Args:
@@ -83,7 +82,8 @@ class Timed(nn.Module):
         if guidance == 0:
             return self.at(t, x, without)
         both = self.at(t, torch.cat([x, x]), torch.cat([without, context]))
-        return torch.lerp(*both.chunk(2), guidance)
+        plain, told = both.chunk(2)
+        return torch.lerp(plain, told, guidance)
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,22 @@ class ContinuousFlow(Density):
         self.field, self.solving = field, solving
         self._activation = network.activation if isinstance(network, MLP) else None
 
-    def decode(self, z: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, "N *shape"]:
+    def decode(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`: along the field, guided."""
         return self._arrived(self.solving.decode.solve(self._guided(context), z, 0.0, 1.0))
 
-    def encode(self, x: Float[Tensor, "N *shape"], context: Tensor | None = None) -> Float[Tensor, "N *shape"]:
+    def encode(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`: backwards along the field that `decode` follows."""
         return self._arrived(self.solving.decode.solve(self._guided(context), x, 1.0, 0.0))
 
-    def path(self, z: Float[Tensor, "N *shape"], context: Tensor | None = None) -> list[Tensor]:
+    def path(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> list[Tensor]:
         """See `Density`."""
         stages, self.evaluations = self.solving.decode.stages(self._guided(context), z, 0.0, 1.0, _STAGES)
         return stages
 
     def log_prob(
         self,
-        x: Float[Tensor, "N *shape"],
+        x: Float[Tensor, "N ..."],
         context: Tensor | None = None,
         keys: Int[Tensor, " N"] | None = None,
     ) -> Float[Tensor, " N"]:
@@ -156,16 +156,13 @@ class ContinuousFlow(Density):
             return torch.cat([y, trace[:, None] * _NATS], 1)
 
         state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-        if self.solving.adjoint and torch.is_grad_enabled():
-            weights = [p for p in self.field.parameters() if p.requires_grad]
-            end = self._arrived(solver.adjoint(both, state, 1.0, 0.0, weights))
-        else:
-            end = self._arrived(solver.solve(both, state, 1.0, 0.0))
+        backwards = self.solving.adjoint and torch.is_grad_enabled()
+        end = self._arrived((adjoint if backwards else retraced)(solver, both, state, 1.0, 0.0, traced.weights))
         z, gained = end.split([size, 1], 1)
         return gained[:, 0] / _NATS - z.square().sum(1) / 2 - size * math.log(2 * math.pi) / 2
 
     def traced(
-        self, context: Tensor | None, x: Float[Tensor, "N *shape"], keys: Int[Tensor, " N"] | None = None
+        self, context: Tensor | None, x: Float[Tensor, "N ..."], keys: Int[Tensor, " N"] | None = None
     ) -> Traced:
         """The field with its trace, for one solving; see `log_prob`."""
         size, shape, network = self.space.size, self.space.shape, self.field.network
@@ -176,8 +173,12 @@ class ContinuousFlow(Density):
             sizes = (size, len(self.field.clock))
             return OfLayers(list(network.parameters()), self._activation, sizes, context, probes)
         if len(shape) == 1:
-            return ByVectors(network, context, probes)
-        return ByVectors(lambda x, told: network(x.view(-1, *shape), told).flatten(1), context, probes)
+            return ByVectors(network, network.parameters(), context, probes)
+
+        def flat(x: Tensor, told: Tensor) -> Tensor:
+            return network(x.view(-1, *shape), told).flatten(1)
+
+        return ByVectors(flat, network.parameters(), context, probes)
 
     def _guided(self, context: Tensor | None) -> Field:
         guidance, guided = self.solving.guidance, self.field.guided

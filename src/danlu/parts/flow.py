@@ -3,7 +3,9 @@
     x -> z = f(x),    log p(x) = log p(z) + log |det df/dx|
 
 `Flow` is any of them; `Chain` is one of fully connected steps, which goes through as one operation with its backward
-written out: of small networks, a graph of a dozen nodes a step costs more than their products.
+written out: of small networks, a graph of a dozen nodes a step costs more than their products. Within it rows stand
+side by side, ``[D, N]``: halves, blocks of outputs and pieces of splines are then each in one piece of memory, and
+products with few outputs are those of matrices with few rows, which are faster than those with few columns.
 
 References:
     Rezende and Mohamed, 2015, "Variational inference with normalizing flows", https://arxiv.org/abs/1505.05770
@@ -65,11 +67,6 @@ class Flow(Density, ABC):
         """See `Density`."""
         return self.stages(z, context, None)
 
-    def log_prob(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, " N"]:
-        """See `Density`: exact."""
-        z, log_det = self(x, context)
-        return self.prior.log_prob(z if z.dim() == 2 else z.flatten(1)) + log_det
-
     def path(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> list[Tensor]:
         """See `Density`: the stage after every step."""
         kept: list[Tensor] = [z]
@@ -86,13 +83,13 @@ class Chain(Flow, ABC):
 
     @abstractmethod
     def through(
-        self, x: Float[Tensor, "N D"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, " N"]]:
+        self, x: Float[Tensor, "D N"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
+    ) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """The noise and log |det dz/dx|; no gradient goes through.
 
         Args:
-            x: rows.
-            context: ``[N, C]``.
+            x: rows, side by side.
+            context: ``[C, N]``.
             weights: see `weights`.
             saved: where what `back` needs is put; None where it will not be asked.
         """
@@ -100,14 +97,14 @@ class Chain(Flow, ABC):
     @abstractmethod
     def back(
         self,
-        d_z: Float[Tensor, "N D"],
+        d_z: Float[Tensor, "D N"],
         d_log_det: Float[Tensor, " N"],
         context: Tensor | None,
         weights: Sequence[Tensor],
         saved: Saved,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """The gradients of rows, of contexts and of every weight.
+        """The gradients of rows, ``[D, N]``, of contexts, ``[C, N]``, and of every weight.
 
         Args:
             d_z: the gradient of the noise.
@@ -118,23 +115,46 @@ class Chain(Flow, ABC):
             wanted: whether those of rows, and of contexts, are wanted.
         """
 
+    @abstractmethod
+    def undone(self, z: Float[Tensor, "D N"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+        """The rows made of noise, side by side; see `stages`."""
+
     def forward(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Flow`."""
-        flat, weights = x if x.dim() == 2 else x.flatten(1), self.weights()
+        flat, told, weights = _beside(x), _beside(context), self.weights()
         if torch.is_grad_enabled():
-            z, log_det = _Through.apply(self, flat, context, *weights)
+            z, log_det = _Through.apply(self, flat, told, *weights)
         else:
-            z, log_det = self.through(flat, context, weights, None)
-        return z if x.dim() == 2 else z.view_as(x), log_det
+            z, log_det = self.through(flat, told, weights, None)
+        return z.T.reshape(x.shape), log_det
+
+    def log_prob(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, " N"]:
+        """See `Density`: exact."""
+        flat, told, weights = _beside(x), _beside(context), self.weights()
+        if torch.is_grad_enabled():
+            return _Likelihood.apply(self, flat, told, *weights)  # type: ignore[no-any-return]
+        z, log_det = self.through(flat, told, weights, None)
+        return self.prior.log_prob(z.T) + log_det
+
+    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+        """See `Flow`."""
+        between: list[Tensor] | None = None if kept is None else []
+        x = self.undone(_beside(z), _beside(context), between)
+        if kept is not None:
+            kept += [stage.T.reshape(z.shape) for stage in between or ()]
+        return x.T.reshape(z.shape)
+
+
+def _beside(x: Any) -> Any:
+    """Rows side by side, ``[D, N]``; None where there are none."""
+    return None if x is None else (x if x.dim() == 2 else x.flatten(1)).T
 
 
 class _Through(torch.autograd.Function):
     """A `Chain` as one operation."""
 
     @staticmethod
-    def forward(
-        ctx: Any, chain: Chain, x: Tensor, context: Tensor | None, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, chain: Chain, x: Tensor, context: Tensor | None, *weights: Tensor) -> tuple[Tensor, Tensor]:
         saved: Saved = []
         outcome = chain.through(x, context, weights, saved)
         ctx.chain, ctx.num = chain, len(weights)
@@ -148,4 +168,26 @@ class _Through(torch.autograd.Function):
         weights, saved = tensors[: ctx.num], tensors[ctx.num :]
         wanted = (ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         d_x, d_context, gradients = ctx.chain.back(d_z, d_log_det, context, weights, saved, wanted)
+        return None, d_x, d_context, *gradients
+
+
+class _Likelihood(torch.autograd.Function):
+    """The log-likelihood of a `Chain` as one operation."""
+
+    @staticmethod
+    def forward(ctx: Any, chain: Chain, x: Tensor, context: Tensor | None, *weights: Tensor) -> Tensor:
+        saved: Saved = []
+        z, log_det = chain.through(x, context, weights, saved)
+        ctx.chain, ctx.num = chain, len(weights)
+        ctx.save_for_backward(context, z, *weights, *saved)
+        return chain.prior.log_prob(z.T).add_(log_det)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        context, z, *tensors = ctx.saved_tensors
+        weights, saved = tensors[: ctx.num], tensors[ctx.num :]
+        wanted = (ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        d_z = ctx.chain.prior.slope(z).mul_(d)
+        d_x, d_context, gradients = ctx.chain.back(d_z, d, context, weights, saved, wanted)
         return None, d_x, d_context, *gradients

@@ -163,8 +163,8 @@ class Frame(nn.Module):
         return frame
 
     def forward(
-        self, x: Float[Tensor, "N *shape"], keys: Int[Tensor, " N"] | None = None
-    ) -> tuple[Float[Tensor, "N *shape"], Float[Tensor, " N"]]:
+        self, x: Float[Tensor, "N ..."], keys: Int[Tensor, " N"] | None = None
+    ) -> tuple[Float[Tensor, "N ..."], Float[Tensor, " N"]]:
         """Rows as the network sees them, and the log-det of the way there.
 
         Args:
@@ -182,7 +182,7 @@ class Frame(nn.Module):
             log_det -= (up + down).flatten(1).sum(1)
         return (x - self.shift) / self.scale, log_det
 
-    def inverse(self, y: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+    def inverse(self, y: Float[Tensor, "N ..."]) -> Float[Tensor, "N ..."]:
         """Rows in the data's units, dequantised ones as the whole numbers that noise was added to."""
         plan = self._plan()
         wide = y.double() if plan.noisy else y

@@ -51,7 +51,7 @@ class Framed(nn.Module):
 
     @torch.no_grad()
     def log_prob(self, x: Asked, condition: Asked | int | None = None, *, seed: int = 0) -> Tensor:
-        """How likely each row is, in nats a unit of the data, ``[N]``; of the kind that the density's `likelihood` says.
+        """How likely each row is, in nats a unit of the data, ``[N]``, of the kind its `likelihood` says.
 
         Of whole numbers that are dequantised it is the density at the row with noise on it; its mean over noise is at
         most the logarithm of their probability.
@@ -170,8 +170,8 @@ class Framed(nn.Module):
             told = told.float().reshape(-1, space.features)
         if len(told) not in (1, num):
             raise DataError(f"{len(told)} conditions are told of {num} rows", do="Give one, or one a row.")
-        told = self.frame.condition(told.to(self.frame.shift.device))
-        return space.vector(told.expand(num, *told.shape[1:]))
+        told = told.to(self.frame.shift.device)
+        return space.vector(self.frame.condition(told.expand(num, *told.shape[1:])))
 
     def _kind(self) -> str:
         space = self.density.space

@@ -28,7 +28,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
-    def forward(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """Apply the layer to every row."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)

@@ -27,6 +27,7 @@ from danlu.parts.flow import Chain, Saved
 from danlu.parts.network import MLP
 from danlu.parts.order import Mixing, of_wholes
 from danlu.parts.prior import Prior
+from danlu.parts.products import matrix_added
 from danlu.random import fold
 
 
@@ -40,7 +41,7 @@ def degrees(size: int, units: int, *, lowest: int) -> Int[Tensor, " units"]:
     return lowest + torch.arange(units) * (size - lowest) // units
 
 
-def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Bool[Tensor, "I O"]]:
+def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Bool[Tensor, "O I"]]:
     """Of each layer of a network, which weights there are; its outputs are `wants` blocks of one for each number.
 
     Args:
@@ -53,7 +54,7 @@ def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Bo
     levels = [torch.cat([torch.arange(1, size + 1), torch.zeros(context, dtype=torch.int64)])]
     levels += [degrees(size, units, lowest=lowest) for units in hidden]
     outputs = torch.arange(size).repeat(wants)  # the i-th sees one less than i
-    return [a[:, None] <= b for a, b in zip(levels, (*levels[1:], outputs), strict=True)]
+    return [a <= b[:, None] for a, b in zip(levels, (*levels[1:], outputs), strict=True)]
 
 
 class Masked(Chain):
@@ -97,25 +98,25 @@ class Masked(Chain):
         ]
 
     def weights(self) -> Sequence[Tensor]:
-        """See `Chain`: with zeros where there is no weight."""
+        """See `Chain`."""
         return self.conditioners.weights()
 
     def through(
-        self, x: Float[Tensor, "N D"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, " N"]]:
+        self, x: Float[Tensor, "D N"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
+    ) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """See `Chain`."""
         ask, bijection, orders, logs = self.conditioners.ask, self.bijection, self.orders, []
-        for k, layers in enumerate(self.conditioners.layers(weights)):
+        for k, layers in enumerate(self.conditioners.asked(weights)):
             x = orders(k, x)
-            given = x if context is None else torch.cat([x, context], 1)
+            given = x if context is None else torch.cat([x, context])
             x, log_slope = bijection.forward(x, ask(layers, given, saved), saved)
             if log_slope is not None:
                 logs.append(log_slope)
-        return orders(self.num, x), torch.cat(logs, 1).sum(1) if logs else x.new_zeros(len(x))
+        return orders(self.num, x), torch.cat(logs).sum(0) if logs else x.new_zeros(x.shape[1])
 
     def back(
         self,
-        d_z: Float[Tensor, "N D"],
+        d_z: Float[Tensor, "D N"],
         d_log_det: Float[Tensor, " N"],
         context: Tensor | None,
         weights: Sequence[Tensor],
@@ -124,61 +125,68 @@ class Masked(Chain):
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
         """See `Chain`."""
         gradients = [torch.empty_like(w) for w in weights]
-        size, orders, d_log = self.space.size, self.orders, d_log_det[:, None]
+        size, orders = self.space.size, self.orders
         d_context = torch.zeros_like(context) if wanted[1] and context is not None else None
-        steps, given = self.conditioners.layers(weights), self.conditioners.layers(gradients)
+        steps, given = self.conditioners.asked(weights), self.conditioners.layers(gradients)
         d_x = orders.backward(self.num, d_z)
         for k in range(self.num - 1, -1, -1):
-            d_x, d_said = self.bijection.backward(d_x, d_log, saved)
+            d_x, d_said = self.bijection.backward(d_x, d_log_det, saved)
             d = self.conditioners.pull(steps[k], given[k], d_said, saved)
             matrix = steps[k][0][0]
             if k or wanted[0]:
-                d_x = torch.addmm(d_x, d, matrix[:size].T)
+                d_x = matrix_added(d_x, matrix[:, :size].T, d)
             if d_context is not None:
-                d_context.addmm_(d, matrix[size:].T)
+                d_context.addmm_(matrix[:, size:].T, d)
             d_x = orders.backward(k, d_x)
-        return d_x if wanted[0] else None, d_context, gradients
+        return d_x if wanted[0] else None, d_context, [*self.conditioners.masked(gradients)]
 
     @torch.no_grad()
-    def stages(self, z: Float[Tensor, "N ..."], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
-        """See `Flow`; no gradient goes through."""
-        x, steps = z if z.dim() == 2 else z.flatten(1), self.conditioners.layers(self.weights())
-        x = self.orders.backward(self.num, x)
+    def undone(self, z: Float[Tensor, "D N"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
+        """See `Chain`; no gradient goes through."""
+        steps, x = self.conditioners.asked(self.weights()), self.orders.backward(self.num, z)
         for k in range(self.num - 1, -1, -1):
-            given = [None] * len(x) if context is None else context.split(_TOGETHER)
-            parts = zip(x.split(_TOGETHER), given, strict=False)
-            x = torch.cat([self._undone(steps[k], some, c) for some, c in parts])
-            if k and kept is not None:
-                kept.append(self.orders.home(k, x).view_as(z))
-            x = self.orders.backward(k, x)
-        return x.view_as(z)
-
-    def _undone(self, layers: Layers, z: Float[Tensor, "N D"], context: Tensor | None) -> Float[Tensor, "N D"]:
-        """The inverse of a step, number by number; rows stand side by side, so that what is new is in one piece."""
-        size, act, invert = self.space.size, self.conditioners.activation, self.bijection.inverse
-        turned, x = z.T.contiguous()[..., None], z.new_empty(size, len(z))
-        *hidden, (w, b) = [(w.T.contiguous(), b[:, None]) for w, b in layers]
-        states = [z.new_empty(len(b), len(z)) for _, b in hidden]
-        if context is not None:
-            first, bias = (w, b) if not hidden else hidden[0]
-            bias = torch.addmm(bias, first[:, size:], context.T)
-            if hidden:
-                hidden[0] = first, bias
+            if x.shape[1] <= _TOGETHER:
+                x = self._undone(steps[k], x, context)
             else:
-                b = bias
-        w, b = w.view(self.bijection.wants, size, -1), b.view(self.bijection.wants, size, -1)
+                told = [None] * x.shape[1] if context is None else context.split(_TOGETHER, 1)
+                each = zip(x.split(_TOGETHER, 1), told, strict=False)
+                x = torch.cat([self._undone(steps[k], some, c) for some, c in each], 1)
+            if k and kept is not None:
+                kept.append(self.orders.home(k, x))
+            x = self.orders.backward(k, x)
+        return x
+
+    def _undone(self, layers: Layers, z: Float[Tensor, "D N"], context: Tensor | None) -> Float[Tensor, "D N"]:
+        """The inverse of a step, number by number; what is new of a layer is in one piece, as units are sorted."""
+        size, act, invert = self.space.size, self.conditioners.activation, self.bijection.inverse
+        made = torch.empty_like(z)
+        xs, zs = made.split(1), z.split(1)
+        *hidden, (w, b) = layers
+        states = [z.new_empty(len(bias), z.shape[1]) for _, bias in hidden]
+        if context is not None:
+            first, bias = layers[0]
+            bias = torch.addmm(bias, first[:, size:], context)
+            b = b if hidden else bias
+            hidden = [(first, bias), *hidden[1:]] if hidden else []
+        each = list(zip(hidden, states, self._seen, strict=True))
+        last, biases = (
+            w.view(self.bijection.wants, size, -1).unbind(1),
+            b.view(self.bijection.wants, size, -1).unbind(1),
+        )
         for i in range(size):
-            below, known = x, i
-            for (matrix, bias), units, seen in zip(hidden, states, self._seen, strict=True):
+            below, known = made, i
+            for (matrix, bias), units, seen in each:
                 low, high = seen[i], seen[i + 1]
                 if low < high:
                     new = units[low:high]
                     torch.addmm(bias[low:high], matrix[low:high, :known], below[:known], out=new)
                     act.in_place(new)
                 below, known = units, high
-            said = torch.addmm(b[:, i], w[:, i, :known], below[:known])
-            x[i] = invert(turned[i], said.T)[:, 0]
-        return x.T
+            said = (
+                torch.addmm(biases[i], last[i][:, :known], below[:known]) if known else biases[i].expand(-1, z.shape[1])
+            )
+            xs[i].copy_(invert(zs[i], said))
+        return made
 
 
 _TOGETHER = 1024

@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -53,7 +53,7 @@ class PixelCoupling(nn.Module):
         self.register_buffer("held", (board if odd else 1 - board).float(), persistent=False)
 
     def _told(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """s and t of each number; both 0 of those that are held."""
+        """The s and t of each number; both 0 of those that are held."""
         a, t = self.network(x * self.held, context).chunk(2, 1)
         moved = 1 - self.held
         return self.affine.log_slope(a) * moved, t * moved
@@ -96,7 +96,8 @@ class ChannelCoupling(nn.Module):
     def inverse(self, y: Float[Tensor, "N C H W"], context: Tensor | None) -> Float[Tensor, "N C H W"]:
         """What becomes these images."""
         held, moved = y.chunk(2, 1)[:: -1 if self.odd else 1]
-        return self._joined(held, self.affine.inverse(moved, self.network(held, context)))
+        a, t = self.network(held, context).chunk(2, 1)
+        return self._joined(held, (moved - t) * (-self.affine.log_slope(a)).exp())
 
     def _joined(self, held: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([moved, held] if self.odd else [held, moved], 1)
@@ -145,15 +146,20 @@ class MultiScale(Flow):
         """See `Flow`."""
         return self._down(0, x, context)
 
+    def log_prob(self, x: Float[Tensor, "N C H W"], context: Tensor | None = None) -> Float[Tensor, " N"]:
+        """See `Density`: exact."""
+        z, log_det = self(x, context)
+        return self.prior.log_prob(z.flatten(1)) + log_det
+
     def _down(self, scale: int, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))
-        for coupling in self.pixels[scale]:
+        for coupling in _steps(self.pixels[scale]):
             x, log_det = coupling(x, context)
             total = total + log_det
         if scale == len(self.channels):
             return x, total
         x = F.pixel_unshuffle(x, 2)
-        for coupling in self.channels[scale]:
+        for coupling in _steps(self.channels[scale]):
             x, log_det = coupling(x, context)
             total = total + log_det
         on, noise = x.chunk(2, 1)
@@ -174,13 +180,17 @@ class MultiScale(Flow):
             on, noise = F.pixel_unshuffle(x, 2).chunk(2, 1)
             within = None if show is None else lambda on: show(F.pixel_shuffle(torch.cat([on, noise], 1), 2))
             x = torch.cat([self._up(scale + 1, on, context, within), noise], 1)
-            for coupling in reversed(self.channels[scale]):
+            for coupling in reversed(_steps(self.channels[scale])):
                 x = coupling.inverse(x, context)
                 if show is not None:
                     show(F.pixel_shuffle(x, 2))
             x = F.pixel_shuffle(x, 2)
-        for coupling in reversed(self.pixels[scale]):
+        for coupling in reversed(_steps(self.pixels[scale])):
             x = coupling.inverse(x, context)
             if show is not None:
                 show(x)
         return x
+
+
+def _steps(steps: nn.Module) -> list[PixelCoupling | ChannelCoupling]:
+    return list(cast(nn.ModuleList, steps))  # type: ignore[arg-type]

@@ -6,8 +6,9 @@ Whatever else the outputs depend on (a class, a vector, a time) is put side by s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -16,18 +17,10 @@ from torch.nn import functional as F
 
 from danlu.config import Config
 from danlu.errors import UnsupportedError
-from danlu.parts.network import MLP, Activation, Patches, UNet
+from danlu.parts.activations import ACTIVATIONS
+from danlu.parts.network import MLP, Patches, UNet
 from danlu.parts.patches import PatchNetwork
 from danlu.parts.unet import UNetwork
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "elu": F.elu,
-}
-"""Functions by the names that a recipe has for them."""
 
 
 def network_of(
@@ -107,7 +100,7 @@ class FullyConnected(nn.Module):
             x = x.flatten(1)
         if context is not None:
             x = torch.cat([x, context], 1)
-        *hidden, weight, bias = self._parameters.values()
+        *hidden, weight, bias = cast(Iterable[Tensor], self._parameters.values())
         for i in range(0, len(hidden), 2):
             x = self._act(F.linear(x, hidden[i], hidden[i + 1]))
         x = F.linear(x, weight, bias)

@@ -22,9 +22,9 @@ class MLP(Config):
     """Width of each hidden layer; none is a linear function."""
     activation: Activation = "tanh"
     """What comes between two layers; what acts knows `tanh` and `relu`."""
-    initial: Literal["orthogonal", "uniform", "default"] = "orthogonal"
+    initial: Literal["orthogonal", "uniform"] = "orthogonal"
     """Weights at the start: `orthogonal` matrices and no biases, with a policy that is nearly even-handed; or `uniform`
-    within 1 / sqrt(inputs of the layer), biases too, which is torch's `default`."""
+    within 1 / sqrt(inputs of the layer), biases too, as torch begins."""
 
 
 @export("network", "unet", source="Ronneberger, Fischer and Brox, 2015, https://arxiv.org/abs/1505.04597")

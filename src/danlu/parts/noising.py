@@ -64,8 +64,8 @@ class Noising(nn.Module):
         self.fixed = float((ratio - 1 - ratio.log()).sum() + math.log(2 * math.pi * self.betas[0])) / 2
 
     def at(
-        self, t: Int[Tensor, " N"], x: Float[Tensor, "N *shape"], noise: Float[Tensor, "N *shape"]
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Int[Tensor, " N"], x: Float[Tensor, "N ..."], noise: Float[Tensor, "N ..."]
+    ) -> Float[Tensor, "N ..."]:
         """x_t of rows.
 
         Args:
@@ -87,7 +87,7 @@ class Noising(nn.Module):
         whole = math.sqrt(b / a)
         return whole, math.sqrt(1 - b) - whole * math.sqrt(1 - a)
 
-    def prior(self, x: Float[Tensor, "N *shape"]) -> Float[Tensor, " N"]:
+    def prior(self, x: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:
         """What it costs a row that x_T is taken to be standard normal, in nats: KL(q(x_T | x_0) || N(0, 1))."""
         last = self.kept[-1]
         return (last * x.flatten(1).square().sum(1) - x[0].numel() * (last + math.log1p(-last))) / 2

@@ -39,17 +39,17 @@ class Orders(nn.Module):
         for name, each in (("ways", ways), ("back", map(np.argsort, ways)), ("homes", map(np.argsort, before))):
             self.register_buffer(name, torch.from_numpy(np.stack(list(each))), persistent=drawn)
 
-    def forward(self, k: int, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def forward(self, k: int, x: Float[Tensor, "D N"]) -> Float[Tensor, "D N"]:
         """Way k."""
-        return x if self.stays[k] else x.index_select(1, self.ways[k])
+        return x if self.stays[k] else x.index_select(0, self.ways[k])
 
-    def backward(self, k: int, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def backward(self, k: int, x: Float[Tensor, "D N"]) -> Float[Tensor, "D N"]:
         """Way k, the other way round."""
-        return x if self.stays[k] else x.index_select(1, self.back[k])
+        return x if self.stays[k] else x.index_select(0, self.back[k])
 
-    def home(self, k: int, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def home(self, k: int, x: Float[Tensor, "D N"]) -> Float[Tensor, "D N"]:
         """What the k-th step takes, as a row."""
-        return x.index_select(1, self.homes[k])
+        return x.index_select(0, self.homes[k])
 
 
 def of_halves(mixing: Mixing, size: int, num: int, seed: int) -> Orders:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from danlu.errors import UnsupportedError
 from danlu.packed import ROOT, Packed
-from danlu.parts.attention import attention
+from danlu.parts.attention import Backend, attention
 from danlu.parts.attention_alike import Alike
 from danlu.parts.linear import Linear
 from danlu.parts.network import Patches
@@ -48,11 +48,12 @@ class PatchBlock(nn.Module):
         self.qkv, self.out = Linear(width, 3 * width, bias=True), Linear(width, width, bias=True)
         self.up, self.down = Linear(width, inner, bias=True), Linear(inner, width, bias=True)
 
-    def forward(self, x: Float[Tensor, "N P D"], told: Sequence[Tensor], sight: Sight) -> Float[Tensor, "N P D"]:
+    def forward(
+        self, x: Float[Tensor, "N P D"], told: Sequence[Tensor], sight: Sight, backend: Backend | None
+    ) -> Float[Tensor, "N P D"]:
         """Apply it to the rows of N images of P patches, as it is told: six times ``[N, 1, D]``."""
         scale, shift, gate, scale_up, shift_up, gate_up = told
         q, k, v = self.qkv(_modulated(x, scale, shift)).view(-1, 3, self.heads, x.shape[2] // self.heads).unbind(1)
-        backend = Alike(x.shape[1]) if x.device.type == "cpu" else None
         mixed = attention(q, k, v, sight, backend=backend).reshape(x.shape)
         x = torch.addcmul(x, gate, self.out(mixed))
         h = self.down(F.gelu(self.up(_modulated(x, scale_up, shift_up)), approximate="tanh"))
@@ -110,12 +111,13 @@ class PatchNetwork(nn.Module):
         self, x: Float[Tensor, "N C H W"], context: Float[Tensor, "N K"] | None = None
     ) -> Float[Tensor, "N O H W"]:
         """What it makes of each image, given what the outputs depend on beside it."""
-        sight = self._seen(len(x), x.device)
+        sight, twice = self._seen(len(x), x.device), x.requires_grad
+        backend = Alike(len(self.places), twice=twice) if twice or x.device.type == "cpu" else None
         told = x.new_zeros(1, 0) if self.embed is None else F.silu(self.embed(context))
         *told_blocks, scale, shift = self.tell(told)[:, None].tensor_split(_MODULATIONS * len(self.blocks) + 2, 2)
         x = self.enter(self._cut(x)) + self.places
         for i, block in enumerate(self.blocks):
-            x = block(x, told_blocks[_MODULATIONS * i : _MODULATIONS * (i + 1)], sight)
+            x = block(x, told_blocks[_MODULATIONS * i : _MODULATIONS * (i + 1)], sight, backend)
         return self._joined(self.last(_modulated(x, scale, shift)))
 
     def _cut(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N P I"]:
@@ -124,7 +126,7 @@ class PatchNetwork(nn.Module):
         cut = x.view(len(x), -1, rows, side, columns, side)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(x), rows * columns, -1)
 
-    def _joined(self, y: Float[Tensor, "N P O"]) -> Float[Tensor, "N O H W"]:
+    def _joined(self, y: Float[Tensor, "N P I"]) -> Float[Tensor, "N O H W"]:
         """The images that these patches make."""
         (rows, columns), side = self.grid, self.side
         cut = y.view(len(y), rows, columns, self.outputs, side, side)

@@ -63,15 +63,15 @@ class Path(ABC):
         """How fast these change."""
 
     def at(
-        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N *shape"], data: Float[Tensor, "N *shape"]
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N ..."], data: Float[Tensor, "N ..."]
+    ) -> Float[Tensor, "N ..."]:
         """Where each row is at its time, x_t."""
         a, b = self.weights(_wide(1 - t if self.noise_at else t, noise))
         return torch.addcmul(a * noise, b, data)
 
     def velocity(
-        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N *shape"], data: Float[Tensor, "N *shape"]
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N ..."], data: Float[Tensor, "N ..."]
+    ) -> Float[Tensor, "N ..."]:
         """How fast each row goes there, u_t, as time goes on."""
         a, b = self.slopes(_wide(1 - t if self.noise_at else t, noise))
         u = torch.addcmul(a * noise, b, data)
@@ -92,15 +92,15 @@ class LinearPath(Path):
         return -one, one
 
     def at(
-        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N *shape"], data: Float[Tensor, "N *shape"]
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N ..."], data: Float[Tensor, "N ..."]
+    ) -> Float[Tensor, "N ..."]:
         """See `Path`."""
         first, last = (data, noise) if self.noise_at else (noise, data)
         return torch.lerp(first, last, _wide(t, noise))
 
     def velocity(
-        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N *shape"], data: Float[Tensor, "N *shape"]
-    ) -> Float[Tensor, "N *shape"]:
+        self, t: Float[Tensor, " N"], noise: Float[Tensor, "N ..."], data: Float[Tensor, "N ..."]
+    ) -> Float[Tensor, "N ..."]:
         """See `Path`."""
         return noise - data if self.noise_at else data - noise
 
@@ -130,8 +130,8 @@ def _wide(t: Tensor, x: Tensor) -> Tensor:
 
 
 def nearest_noise(
-    noise: Float[Tensor, "N *shape"],
-    data: Float[Tensor, "N *shape"],
+    noise: Float[Tensor, "N ..."],
+    data: Float[Tensor, "N ..."],
     parts: Sequence[int],
     classes: Int[Tensor, " N"] | None = None,
 ) -> Int[Tensor, " N"]:
@@ -154,7 +154,7 @@ def nearest_noise(
     """
     if _MISSING:
         what = "optimal transport between noise and rows is solved by scipy, which is not installed"
-        do = "Install it with `pip install scipy`, or set it to none."
+        do = "Install it with `pip install 'danlu[density]'`, or set it to none."
         raise UnsupportedError(what, where="method.pairing", do=do)
     assign: Any = importlib.import_module("scipy.optimize").linear_sum_assignment
     own = torch.arange(len(data))
@@ -162,7 +162,7 @@ def nearest_noise(
     kinds = None if classes is None else classes.cpu()
     for rows in own.split(list(parts)):
         for some in [rows] if kinds is None else [rows[kinds[rows] == c] for c in kinds[rows].unique()]:
-            near = noise[some].flatten(1).double() @ data[some].flatten(1).double().T  # |a - b|^2 but for what all share
-            to_noise, to_data = (torch.from_numpy(way) for way in assign(near.cpu().numpy(), maximize=True))
+            apart = torch.cdist(noise[some].flatten(1).double(), data[some].flatten(1).double()).square_()
+            to_noise, to_data = (torch.from_numpy(way) for way in assign(apart.cpu().numpy()))
             found[some[to_data]] = some[to_noise]
     return found.to(data.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +21,10 @@ class Prior(ABC):
         """The log density of each vector, in nats."""
 
     @abstractmethod
+    def slope(self, z: Tensor) -> Tensor:
+        """The derivative of the log density by each element, in the shape of z."""
+
+    @abstractmethod
     def noise(self, keys: Int[Tensor, " N"], num: int) -> Float[Tensor, "N D"]:
         """A vector of `num` elements for each key, a function of it."""
 
@@ -30,6 +35,10 @@ class StandardNormal(Prior):
     def log_prob(self, z: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
         """See `Prior`."""
         return z.square().sum(1).mul(-0.5).sub(0.5 * math.log(2 * math.pi) * z.shape[1])
+
+    def slope(self, z: Tensor) -> Tensor:
+        """See `Prior`."""
+        return -z
 
     def noise(self, keys: Int[Tensor, " N"], num: int) -> Float[Tensor, "N D"]:
         """See `Prior`."""
@@ -45,7 +54,11 @@ class Logistic(Prior):
 
     def log_prob(self, z: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
         """See `Prior`."""
-        return (z - 2 * F.softplus(z)).sum(1)
+        return z.sub(F.softplus(z), alpha=2).sum(1)
+
+    def slope(self, z: Tensor) -> Tensor:
+        """See `Prior`."""
+        return -torch.tanh(z / 2)
 
     def noise(self, keys: Int[Tensor, " N"], num: int) -> Float[Tensor, "N D"]:
         """See `Prior`: the inverse of the distribution function, z = log u - log(1 - u)."""

@@ -44,11 +44,18 @@ def matrix_product(
     return made if out is None else out.copy_(made)
 
 
-def matrix_affine(bias: Float[Tensor, " O"], a: Float[Tensor, "B I"], b: Float[Tensor, "I O"]) -> Float[Tensor, "B O"]:
+def matrix_affine(bias: Float[Tensor, "O 1"], a: Float[Tensor, "O I"], b: Float[Tensor, "I N"]) -> Float[Tensor, "O N"]:
     """``a @ b + bias``."""
     if len(a) * b.numel() < _LARGE or not _known(a):
         return torch.addmm(bias, a, b)
-    return _onednn(a, b, bias)
+    return _onednn(a, b, None).add_(bias)
+
+
+def matrix_added(c: Float[Tensor, "O N"], a: Float[Tensor, "O I"], b: Float[Tensor, "I N"]) -> Float[Tensor, "O N"]:
+    """``c + a @ b``."""
+    if len(a) * b.numel() < _LARGE or not _known(a):
+        return torch.addmm(c, a, b)
+    return _onednn(a, b, None).add_(c)
 
 
 def _large(a: Tensor, b: Tensor) -> bool:

@@ -6,50 +6,84 @@
     dopri5     seven slopes a step, of which one is the next step's first; the fifth and the fourth order that they give
                differ by about the error, and the step is as long as the tolerance lets it be
 
-All are chains of sums, so a gradient goes back through them as they were taken. `Solver.adjoint` has it otherwise: by
-solving the adjoint equation backwards in time (`torchdiffeq`), in memory that does not grow with the steps.
+All are chains of sums, so autograd finds a gradient back through them; `danlu.parts.solver_gradients` has ways that
+keep less.
 
 References:
     Dormand and Prince, 1980, "A family of embedded Runge-Kutta formulae", https://doi.org/10.1016/0771-050X(80)90013-3
     Hairer, Norsett and Wanner, 1993, "Solving ordinary differential equations I",
     https://doi.org/10.1007/978-3-540-78862-1
-    Chen et al., 2018, "Neural ordinary differential equations" (adjoint), https://arxiv.org/abs/1806.07366
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from danlu.errors import ConvergenceError, UnsupportedError
+from danlu.errors import ConvergenceError
 
 Scheme: TypeAlias = Literal["euler", "midpoint", "heun", "dopri5"]
 """How a step is taken."""
 Field: TypeAlias = Callable[[float, Tensor], Tensor]
 """f: a time and where one is, ``[N, ...]``, to the slope there."""
 
-_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_ROWS = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta step: k_i = f(t + node_i h, z + h sum_j row_ij k_j),  z' = z + h sum_i weight_i k_i.
+
+    Attributes:
+        nodes: of the slopes behind the first, which is at t and z.
+        rows: likewise.
+        weights: of all slopes.
+    """
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+TABLEAUS: dict[Scheme, Tableau] = {
+    "euler": Tableau((), (), (1.0,)),
+    "midpoint": Tableau((1 / 2,), ((1 / 2,),), (0.0, 1.0)),
+    "heun": Tableau((1.0,), ((1.0,),), (1 / 2, 1 / 2)),
+    "dopri5": Tableau(
+        (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
+        (
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+}
+"""What a step of each scheme is."""
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _SMALLEST = 1e-9
 """The shortest step, of the whole way."""
 _SHRINK, _GROW, _SAFETY = 0.2, 10.0, 0.9
-_PEERS: dict[Scheme, str] = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "dopri5": "dopri5"}
-_MISSING = importlib.util.find_spec("torchdiffeq") is None
+
+
+class Step(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        t: when it began.
+        h: how long it was.
+        z: where it began, ``[N, ...]``.
+        slopes: its k_i.
+    """
+
+    t: float
+    h: float
+    z: Tensor
+    slopes: list[Tensor]
 
 
 class Solved(NamedTuple):
@@ -81,29 +115,17 @@ class Solver:
     tolerance: float = 1e-5
     most: int = 10_000
 
-    def solve(self, f: Field, z: Float[Tensor, "N *shape"], start: float, end: float) -> Solved:
+    def solve(self, f: Field, z: Float[Tensor, "N ..."], start: float, end: float) -> Solved:
         """Follow z from one time to another, which may be earlier.
 
         Raises:
             ConvergenceError: when a step would be vanishingly short, when `most` questions do not lead to the end, or
                 when what comes out is not finite.
         """
-        if self.scheme == "dopri5":
-            return self._adaptive(f, z, start, end)
-        h, step = (end - start) / self.steps, _STEPS[self.scheme]
-        for i in range(self.steps):
-            z = step(f, z, start + i * h, h)
-        if not torch.isfinite(z).all():
-            raise ConvergenceError(
-                f"what {self.steps} steps of {self.scheme} arrive at is not finite",
-                where="method.solver",
-                do="Take more steps, or dopri5, which chooses them; a field as steep as this may also be learned with "
-                "a smaller optimizer.lr.",
-            )
-        return Solved(z, self.steps * (1 if self.scheme == "euler" else 2))
+        return self.walk(f, z, start, end, None)
 
     def stages(
-        self, f: Field, z: Float[Tensor, "N *shape"], start: float, end: float, num: int
+        self, f: Field, z: Float[Tensor, "N ..."], start: float, end: float, num: int
     ) -> tuple[list[Tensor], int]:
         """Where z is at about `num` times evenly spread, both ends included, and how often f was asked.
 
@@ -121,88 +143,64 @@ class Solver:
             evaluations += asked
         return found, evaluations
 
-    def adjoint(
-        self, f: Field, z: Float[Tensor, "N *shape"], start: float, end: float, weights: Sequence[Tensor]
-    ) -> Solved:
-        """The same, its gradient by z and by f's weights from the adjoint equation; through `torchdiffeq`.
-
-        Args:
-            f: asked again while the gradient is made, at times and places of that solving's own.
-            z: see `solve`.
-            start: see `solve`.
-            end: see `solve`.
-            weights: all that f depends on and that wants a gradient.
-
-        Raises:
-            UnsupportedError: when `torchdiffeq` is not installed.
-            ConvergenceError: see `solve`.
-        """
-        if _MISSING:
-            what, do = "the adjoint equation is solved by torchdiffeq, which is not installed", "pip install torchdiffeq"
-            raise UnsupportedError(what, where="method.adjoint", do=f"Install it with `{do}`, or set it to false.")
-        peer: Any = importlib.import_module("torchdiffeq")
-        asked = 0
-
-        def counted(t: Tensor, z: Tensor) -> Tensor:
-            nonlocal asked
-            asked += 1
-            if self.scheme == "dopri5" and asked > self.most:
-                raise self._lost(float(t.detach()), "it was asked for more often than it may be")
-            return f(float(t.detach()), z)
-
-        def grid(_f: object, _z: Tensor, t: Tensor) -> Tensor:
-            return torch.linspace(float(t[0]), float(t[-1]), self.steps + 1, dtype=t.dtype, device=t.device)
-
-        times = torch.tensor([start, end], dtype=z.dtype, device=z.device)
-        options = {} if self.scheme == "dopri5" else {"grid_constructor": grid}
-        try:
-            way = peer.odeint_adjoint(
-                counted,
-                z,
-                times,
-                rtol=self.tolerance,
-                atol=self.tolerance,
-                method=_PEERS[self.scheme],
-                options=options,
-                adjoint_params=tuple(weights),
+    def walk(self, f: Field, z: Float[Tensor, "N ..."], start: float, end: float, taken: list[Step] | None) -> Solved:
+        """The same, every step that leads on being noted in `taken`."""
+        if self.scheme == "dopri5":
+            return self._adaptive(f, z, start, end, taken)
+        h, tableau = (end - start) / self.steps, TABLEAUS[self.scheme]
+        for i in range(self.steps):
+            t = start + i * h
+            there, slopes = _step(tableau, f, z, t, h, f(t, z))
+            if taken is not None:
+                taken.append(Step(t, h, z, slopes))
+            z = there
+        if not torch.isfinite(z).all():
+            raise ConvergenceError(
+                f"what {self.steps} steps of {self.scheme} arrive at is not finite",
+                where="method.solver",
+                do="Take more steps, or dopri5, which chooses them; a field as steep as this may also be learned with "
+                "a smaller optimizer.lr.",
             )
-        except AssertionError as fault:  # so it says that a step is too short, or that z is not finite
-            raise self._lost(None, str(fault).split(":", maxsplit=1)[0]) from None
-        reached, asked = asked, 0  # the questions of the way back are bounded for themselves
-        return Solved(way[-1], reached)
+        return Solved(z, self.steps * len(tableau.weights))
 
-    def _adaptive(self, f: Field, z: Tensor, start: float, end: float) -> Solved:
-        span, t = end - start, start
+    def _adaptive(self, f: Field, z: Tensor, start: float, end: float, taken: list[Step] | None) -> Solved:
+        span, t, tableau = end - start, start, TABLEAUS["dopri5"]
         h, slope, asked = span * self.tolerance**0.2, f(start, z), 1
         while True:
             last = abs(h) >= abs(end - t)
             h = end - t if last else h
-            slopes, moved = [slope], z
-            for node, row in zip(_NODES, _ROWS, strict=True):
-                moved = _moved(z, slopes, row, h)
-                slopes.append(f(t + node * h, moved))
-            asked += len(_ROWS)
-            ratio = self._ratio(z, moved, slopes, h)
+            there, slopes = _step(tableau, f, z, t, h, slope)
+            ahead = f(t + h, there)  # the next step's first
+            asked += len(slopes)
+            ratio = self._ratio(z, there, [*slopes, ahead], h)
             if ratio <= 1:
-                z, slope, t = moved, slopes[-1], t + h
+                if taken is not None:
+                    taken.append(Step(t, h, z, slopes))
+                z, slope, t = there, ahead, t + h
                 if last:
                     return Solved(z, asked)
             grow = _SAFETY * ratio**-0.2 if ratio > 0 else _GROW  # of what is not a number it is false
             h *= min(max(grow, _SHRINK), _GROW) if ratio < float("inf") else _SHRINK
             if abs(h) < _SMALLEST * abs(span):
                 finite = bool(torch.isfinite(slope).all())
-                raise self._lost(t, "its steps vanish" if finite else "the field is not finite there")
+                raise self.lost(t, "its steps vanish" if finite else "the field is not finite there")
             if asked > self.most:
-                raise self._lost(t, f"{asked} evaluations do not lead to the end")
+                raise self.lost(t, f"{asked} evaluations do not lead to the end")
 
     @torch.no_grad()
-    def _ratio(self, z: Tensor, moved: Tensor, slopes: Sequence[Tensor], h: float) -> float:
+    def _ratio(self, z: Tensor, there: Tensor, slopes: Sequence[Tensor], h: float) -> float:
         """A step's error over what it may be."""
-        error = _moved(None, slopes, _ERROR, h)
-        allowed = torch.maximum(z.abs(), moved.abs()).add_(1.0).mul_(self.tolerance)
+        error = moved(torch.zeros_like(z), slopes, _ERROR, h)
+        allowed = torch.maximum(z.abs(), there.abs()).add_(1.0).mul_(self.tolerance)
         return float(error.div_(allowed).square_().flatten(1).mean(1).max()) ** 0.5
 
-    def _lost(self, t: float | None, why: str) -> ConvergenceError:
+    def lost(self, t: float | None, why: str) -> ConvergenceError:
+        """What there is to say of a way that does not lead on.
+
+        Args:
+            t: where it ends, if that is known.
+            why: in a few words.
+        """
         place = "" if t is None else f" beyond t = {t:.4g}"
         return ConvergenceError(
             f"the equation was not followed{place} at a tolerance of {self.tolerance:g}: {why}",
@@ -212,32 +210,25 @@ class Solver:
         )
 
 
-def _moved(z: Tensor | None, slopes: Sequence[Tensor], row: Sequence[float], h: float) -> Tensor:
-    """z + h sum_i row_i k_i; without z, the sum."""
-    first = slopes[0]
-    sum_ = first * (h * row[0]) if z is None else torch.add(z, first, alpha=h * row[0])
-    for slope, weight in zip(slopes[1:], row[1:], strict=True):
+def moved(z: Float[Tensor, "N ..."], slopes: Sequence[Tensor], row: Sequence[float], h: float) -> Tensor:
+    """The sum z + h sum_i row_i k_i.
+
+    Args:
+        z: where one is.
+        slopes: k, as many as the row is long.
+        row: what of each is gone.
+        h: how far.
+    """
+    sum_: Tensor | None = None
+    for slope, weight in zip(slopes, row, strict=True):
         if weight:
-            sum_.add_(slope, alpha=h * weight)
-    return sum_
+            sum_ = torch.add(z, slope, alpha=h * weight) if sum_ is None else sum_.add_(slope, alpha=h * weight)
+    return z if sum_ is None else sum_
 
 
-def _euler(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    return torch.add(z, f(t, z), alpha=h)
-
-
-def _midpoint(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    return torch.add(z, f(t + h / 2, torch.add(z, f(t, z), alpha=h / 2)), alpha=h)
-
-
-def _heun(f: Field, z: Tensor, t: float, h: float) -> Tensor:
-    first = f(t, z)
-    ahead = torch.add(z, first, alpha=h)
-    return torch.add(z, first + f(t + h, ahead), alpha=h / 2)
-
-
-_STEPS: dict[Scheme, Callable[[Field, Tensor, float, float], Tensor]] = {
-    "euler": _euler,
-    "midpoint": _midpoint,
-    "heun": _heun,
-}
+def _step(tableau: Tableau, f: Field, z: Tensor, t: float, h: float, first: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Where a step leads, and its slopes, the first of which is known."""
+    slopes = [first]
+    for node, row in zip(tableau.nodes, tableau.rows, strict=True):
+        slopes.append(f(t + node * h, moved(z, slopes, row, h)))
+    return moved(z, slopes, tableau.weights, h), slopes

@@ -20,7 +20,7 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -43,7 +43,13 @@ _ROW = place_key("trace.row")
 
 
 class Traced(ABC):
-    """A field with its trace, for one solving."""
+    """A field with its trace, for one solving.
+
+    Attributes:
+        weights: all that it depends on and that wants a gradient.
+    """
+
+    weights: Sequence[Tensor]
 
     @abstractmethod
     def __call__(
@@ -57,6 +63,7 @@ class ByVectors(Traced):
 
     Args:
         network: x ``[N, D]`` and what else it is told ``[N, C]`` to the field.
+        weights: what it depends on.
         context: what it is told behind the clock, ``[N, C]``.
         probes: v of each row, ``[N, D]``; None takes the unit vectors, which is exact.
     """
@@ -64,10 +71,12 @@ class ByVectors(Traced):
     def __init__(
         self,
         network: Callable[[Tensor, Tensor], Tensor],
+        weights: Iterable[Tensor],
         context: Float[Tensor, "N C"] | None,
         probes: Float[Tensor, "N D"] | None,
     ) -> None:
         self.network, self.context, self.probes = network, context, probes
+        self.weights = [weight for weight in weights if weight.requires_grad]
 
     def __call__(
         self, x: Float[Tensor, "N D"], clock: Float[Tensor, " E"]
@@ -114,7 +123,8 @@ class OfLayers(Traced):
         probes: Float[Tensor, "N D"] | None,
     ) -> None:
         first, bias, *rest = weights
-        of_x, of_clock, of_context = first.split([*sizes, first.shape[1] - sum(sizes)], 1)
+        start, end = sizes[0], sum(sizes)  # slices, so that none of `weights` is made on the way to another
+        of_x, of_clock, of_context = first[:, :start], first[:, start:end], first[:, end:]
         self._of_x, self._of_clock, self._act = of_x.T, of_clock, _SLOPES[activation]
         self._bias = bias if context is None else torch.addmm(bias, context, of_context.T)
         self._layers = [(w.T, b) for w, b in zip(rest[::2], rest[1::2], strict=True)]
@@ -130,6 +140,9 @@ class OfLayers(Traced):
             self._core = rest[0] * (of_x @ last).T
         else:
             self._left, self._right = of_x.T[:, None], last[:, None]
+        own = [self._of_x, self._of_clock, self._bias, self._core, self._left, self._right]
+        made = [*own, *(piece for layer in self._layers for piece in layer)]
+        self.weights = [piece for piece in made if piece is not None and piece.requires_grad]
 
     def __call__(
         self, x: Float[Tensor, "N D"], clock: Float[Tensor, " E"]
@@ -168,7 +181,7 @@ def probes_of(keys: Int[Tensor, " N"], num: int, probe: Probe) -> Float[Tensor, 
     return ((bits(keys, _PROBE, num) >> 31) | 1).float()
 
 
-def keys_of(x: Float[Tensor, "N *shape"]) -> Int[Tensor, " N"]:
+def keys_of(x: Float[Tensor, "N ..."]) -> Int[Tensor, " N"]:
     """A random key a row, from the row's own numbers, for rows that come without one."""
     numbers = x.detach().float().flatten(1).contiguous().view(torch.int32)
     places = bits(torch.zeros(1, dtype=torch.int32, device=x.device), _ROW, numbers.shape[1])

@@ -20,6 +20,8 @@ class WorldConfig(Config):
     """So many environments run side by side."""
     workers: int = Field(0, ge=0)
     """Processes that slow environments run in; 0 runs them in this one."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds that an environment in a process of its own may take for a step."""
     time_limit: int | None = Field(None, ge=1)
     """Steps after which an episode is cut; by default the environment's own."""
     normalize_observations: bool = False

@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.spaces import Box
 
-from danlu.acting import Spaces
 from danlu.errors import CheckpointError, RecipeError
-from danlu.random import fold
+from danlu.spaces import Spaces
 from danlu.world.checks import Actions, Stacked
+from danlu.world.episodes import Episode, Underway
 from danlu.world.history import History, from_text, to_text
 from danlu.world.making import make
 from danlu.world.normalizing import Statistics
 from danlu.world.starting import How, start
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One that ended.
-
-    Attributes:
-        index: of its environment.
-        rewards: their sum, as the environment gave them.
-        length: in steps.
-    """
-
-    index: int
-    rewards: float
-    length: int
 
 
 class Stepped(NamedTuple):
@@ -137,12 +121,7 @@ class Environments:
         how = How(workers, timeout, vectorize)
         self._stepper = start(env_id, num_envs, self._options, self.limit, how)
         self._history = None if self._stepper.keeps_state else History(self._actions, num_envs)
-        self._keys = [fold(seed, index) for index in range(num_envs)]
-        self._episodes = [-1] * num_envs
-        self._next = [self._episode_seed(index, 0) for index in range(num_envs)]
-        self._rewards = np.zeros(num_envs)
-        self._lengths = np.zeros(num_envs, np.int64)
-        self._discounted = np.zeros(num_envs)
+        self._underway = Underway(num_envs, seed)
         self._raw: np.ndarray | None = None
         self._current = self._shown.empty(0)
 
@@ -169,7 +148,7 @@ class Environments:
             RunError: where an environment fails, with its number.
         """
         everyone = list(range(self.num_envs))
-        self._raw = self._stepper.begin(everyone, self._next)
+        self._raw = self._stepper.begin(everyone, self._underway.seeds)
         self._begun(everyone)
         self._current = self._normal(self._raw)
         return self._current
@@ -187,18 +166,17 @@ class Environments:
         if self._raw is None:
             self.reset()
         taken = self._actions.array(actions, self.name)
-        moved = self._stepper.step(taken, self._next.__getitem__)
+        moved = self._stepper.step(taken, self._underway.seeds.__getitem__)
         if self._history is not None:
             self._history.add(taken)
-        self._rewards += moved.rewards
-        self._lengths += 1
+        self._underway.add(moved.rewards)
         self._raw = moved.observations
         rewards = self._scaled(moved.rewards, moved.terminated)
         following = observations = self._normal(moved.following)
         ended: tuple[Episode, ...] = ()
         if moved.observations is not moved.following:
             who = np.flatnonzero(moved.terminated | moved.truncated).tolist()
-            ended = tuple(Episode(i, float(self._rewards[i]), int(self._lengths[i])) for i in who)
+            ended = self._underway.ended(who)
             self._begun(who)
             observations = following.copy()
             observations[who] = self._normal(moved.observations[who])
@@ -210,10 +188,7 @@ class Environments:
         begun = self._raw is not None
         return {
             **self._described(),
-            "episodes": list(self._episodes),
-            "rewards": self._rewards.tolist(),
-            "lengths": self._lengths.tolist(),
-            "discounted": self._discounted.tolist(),
+            **self._underway.save(),
             "actions": None if self._history is None else self._history.save(),
             "state": self._stepper.save() if self._stepper.keeps_state else None,
             "raw": to_text(self._raw) if self._raw is not None else None,
@@ -231,10 +206,7 @@ class Environments:
             if state[name] != value:
                 what = f"the environments were saved with {name} = {state[name]!r}, and this run has {value!r}"
                 raise CheckpointError(what, do="Resume with the recipe they ran with.")
-        self._episodes = [int(episode) for episode in state["episodes"]]
-        self._next = [self._episode_seed(index, episode + 1) for index, episode in enumerate(self._episodes)]
-        self._rewards, self._discounted = np.array(state["rewards"], float), np.array(state["discounted"], float)
-        self._lengths = np.array(state["lengths"], np.int64)
+        self._underway.load(state)
         if state["statistics"] is not None and not self._frozen:
             self.statistics.load(state["statistics"])
         if state["raw"] is None:
@@ -265,23 +237,14 @@ class Environments:
             raise CheckpointError("the environments were saved another way", do="Resume as they ran.")
         self._history.load(state["actions"])
         shown = self._shown.empty(self.num_envs)
-        for index, episode in enumerate(self._episodes):
-            seed = self._episode_seed(index, episode)
+        for index, seed in enumerate(self._underway.begun_by):
             shown[index] = self._stepper.replay(index, seed, self._history.of(index))
         return shown
 
     def _begun(self, indices: list[int]) -> None:
-        for index in indices:
-            self._episodes[index] += 1
-            self._next[index] = self._episode_seed(index, self._episodes[index] + 1)
-        self._rewards[indices] = 0
-        self._lengths[indices] = 0
-        self._discounted[indices] = 0
+        self._underway.begin(indices)
         if self._history is not None:
             self._history.begin(indices)
-
-    def _episode_seed(self, index: int, episode: int) -> int:
-        return fold(self._keys[index] ^ episode) % 2**31  # which is fold(seed, index, episode), in a third of the time
 
     def _normal(self, shown: np.ndarray) -> np.ndarray:
         seen = self.statistics.observations
@@ -297,6 +260,7 @@ class Environments:
         if seen is None:
             return rewards
         if not self._frozen:
-            self._discounted = self._discounted * self.statistics.gamma * ~terminated + rewards
-            seen.see(self._discounted)
+            discounted = self._underway.discounted * self.statistics.gamma * ~terminated + rewards
+            self._underway.discounted = discounted
+            seen.see(discounted)
         return rewards / seen.scale

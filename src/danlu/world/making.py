@@ -18,6 +18,8 @@ from danlu.world import GRIDWORLD
 
 _SHORT = {"gridworld": GRIDWORLD}
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "toy_text": "toy-text", "classic_control": "classic-control"}
+_OUR_OWN = "mujoco"
+"""What Danlu installs, too."""
 _PACKAGES = {"ALE": "ale-py", "MiniGrid": "minigrid", "BabyAI": "minigrid", "dm_control": "shimmy"}
 _JAX = ("phys2d", "tabular")
 _OF_ALL = {"self", "args", "kwargs", "render_mode"}
@@ -52,10 +54,9 @@ def find(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise RecipeError(
-                f"the module '{module}' of '{env_id}' cannot be imported: {error}", where="data.env"
-            ) from None
+        except Exception as error:
+            what = f"the module '{module}' of '{env_id}' cannot be imported: {type(error).__name__}: {error}"
+            raise RecipeError(what, where="data.env") from None
     name = _SHORT.get(name, name)
     spec = gymnasium.registry.get(name)
     if spec is not None:
@@ -126,7 +127,10 @@ def _install(spec: EnvSpec) -> str:
     extra = next((extra for part, extra in _EXTRAS.items() if f".{part}" in place), None)
     if extra is None and spec.id.partition("-")[0] in _mujoco_names():
         extra = "mujoco"
-    return f'Run `pip install "gymnasium[{extra}]"`.' if extra else "Install what it asks for."
+    if extra is None:
+        return "Install what it asks for."
+    package = "danlu" if extra == _OUR_OWN else "gymnasium"
+    return f'Run `pip install "{package}[{extra}]"`.'
 
 
 def _mujoco_names() -> set[str]:

@@ -205,7 +205,7 @@ class Workers(Stepper):
         where, did = self._place(number)
         self._end()
         what = f"its process said nothing for {timeout:g} s during {during}{did}"
-        return RunError(what, where=where, do="Mend the environment, or allow it more time.")
+        return RunError(what, where=where, do="Mend the environment, or allow it more time by data.timeout.")
 
     def _place(self, number: int) -> tuple[str, str]:
         index = self.shares[number][self._at[number].value]

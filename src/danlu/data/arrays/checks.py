@@ -52,9 +52,8 @@ def look(x: np.ndarray, name: Name, place: Place) -> Seen:
         if not sound.all():
             raise _unsound(rows, start, name, place)
         low, high = np.minimum(low, least), np.maximum(high, most)
-        if rows.dtype.kind == "f":
-            for j in np.flatnonzero(whole):
-                whole[j] = bool((rows[:, j] == np.floor(rows[:, j])).all())
+        if rows.dtype.kind == "f" and whole.any():
+            whole &= (rows == np.floor(rows)).all(0)
     return Seen(low, high, whole)
 
 

@@ -47,7 +47,9 @@ def digits(config: ArrayConfig) -> Arrays:
 
     held = load_digits()
     x = held.images.astype(np.uint8)[:, None]
-    condition, classes = (None, ()) if config.label is None else (held.target.astype(np.int64), _names(held.target_names))
+    condition, classes = (
+        (None, ()) if config.label is None else (held.target.astype(np.int64), _names(held.target_names))
+    )
     seen = look(x, lambda _: "a digit", lambda row: f"digit {row}")
     return Arrays(x, condition, "image", "digits", (), classes, levels=_DIGIT_LEVELS, seen=seen)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ ROWS = "x"
 """What the rows are called in an npz file of several arrays."""
 _CHANNELS = (1, 3, 4)
 _BYTE = 256
+_ZIP = b"PK"
 
 
 def read_npy(path: Path, config: ArrayConfig) -> Arrays:
@@ -52,13 +52,14 @@ def read_npy(path: Path, config: ArrayConfig) -> Arrays:
 def _load(path: Path) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
     """The rows, and all else that is in the file by its name."""
     try:
-        held: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            return held, {}
-        with held:
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                return np.load(path, mmap_mode="r", allow_pickle=False), {}
+            file.seek(0)
+            held = np.load(file, allow_pickle=False)
             arrays: dict[str, np.ndarray] = {name: held[name] for name in held.files}
     except Exception as fault:  # a damaged file is met with almost any exception
-        if "allow_pickle" in str(fault) or "pickle" in str(fault).lower():
+        if "pickle" in str(fault) or "Python objects" in str(fault):
             what = "the file holds Python objects, which are not read because they could run anything"
             raise DataError(what, where=path, do="Save plain numbers.") from fault
         what = f"the file is not sound {path.suffix[1:]} ({first_line(fault)})"
@@ -94,7 +95,7 @@ def _images(x: np.ndarray, beside: Mapping[str, np.ndarray], path: Path, config:
         raise RecipeError("images have no columns", where="data.columns", do="Leave it out.")
     if x.ndim == 3:
         x = x[:, None]
-    elif x.shape[1] not in _CHANNELS and x.shape[3] in _CHANNELS:
+    elif x.shape[1] not in _CHANNELS[:2] and x.shape[3] in _CHANNELS:
         x = x.transpose(0, 3, 1, 2)
     labels = labels_of(config)
     refuse_unknown(labels, list(beside), "label")

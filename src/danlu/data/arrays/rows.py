@@ -73,7 +73,7 @@ class Arrays:
         """How many numbers a row has."""
         return math.prod(self.shape)
 
-    def take(self, indices: Int64[np.ndarray, " B"]) -> tuple[Float[np.ndarray, "B *shape"], np.ndarray | None]:
+    def take(self, indices: Int64[np.ndarray, " B"]) -> tuple[Float[np.ndarray, "B ..."], np.ndarray | None]:
         """Some rows in float32, and what they are conditioned on.
 
         Args:
@@ -106,7 +106,9 @@ class Arrays:
             what = f"the columns {', '.join(self.columns)} are not those of {other.origin}"
             raise DataError(what, where=self.origin, do=f"Name them as there: {', '.join(other.columns)}.")
         if bool(self.classes) != bool(other.classes) or len(self.features) != len(other.features):
-            raise DataError(f"rows have other labels than those of {other.origin}", where=self.origin, do="Save both alike.")
+            raise DataError(
+                f"rows have other labels than those of {other.origin}", where=self.origin, do="Save both alike."
+            )
         strange = sorted(set(self.classes) - set(other.classes))
         if strange:
             what = f"the class '{strange[0]}' is held out and never trained on"

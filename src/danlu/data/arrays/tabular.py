@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,14 +167,9 @@ def _csv(path: Path) -> tuple[pa.Table, Place]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     names = _first_cells(path, delimiter)
     headed = not all(_is_number(name) for name in names)
-    odd: list[Any] = []
-
-    def skip(row: Any) -> str:
-        odd.append(row)
-        return "error"
 
     def read(kinds: dict[str, Any], *, threads: bool) -> pa.Table:
-        parsing = arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=skip)
+        parsing = arrow_csv.ParseOptions(delimiter=delimiter)
         reading = arrow_csv.ReadOptions(autogenerate_column_names=not headed, use_threads=threads)
         return arrow_csv.read_csv(path, reading, parsing, arrow_csv.ConvertOptions(column_types=kinds))
 
@@ -181,19 +177,22 @@ def _csv(path: Path) -> tuple[pa.Table, Place]:
         try:
             table = read({}, threads=True)
         except pa.ArrowInvalid:  # a column that begins with numbers and goes on with texts, maybe
-            odd.clear()
             known = names if headed else [f"f{j}" for j in range(len(names))]
-            table = read(dict.fromkeys(known, pa.string()), threads=False)
+            table = read(dict.fromkeys(known, pa.string()), threads=False)  # which counts rows
         table.validate(full=True)
     except Exception as fault:  # as above
-        raise _odd_row(path, odd[0]) if odd else _unsound(path, "CSV", fault) from fault
+        raise _odd_row(path, fault) or _unsound(path, "CSV", fault) from fault
     return table, lambda row: f"{path}:{_line_of(path, row + headed)}"
 
 
-def _odd_row(path: Path, row: Any) -> DataError:
-    where = str(path) if row.number is None else f"{path}:{_line_of(path, row.number - 1)}"
-    what = f"the row has {row.actual_columns} values where the first has {row.expected_columns}"
-    return DataError(what, where=where, do="Repair or remove it.")
+def _odd_row(path: Path, fault: Exception) -> DataError | None:
+    """The fault of a row with too few or too many values, which pyarrow numbers from 1 with the names counted."""
+    found = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(fault))
+    if found is None:
+        return None
+    row, expected, actual = map(int, found.groups())
+    what = f"the row has {actual} values where the first has {expected}"
+    return DataError(what, where=f"{path}:{_line_of(path, row - 1)}", do="Repair or remove it.")
 
 
 def _first_cells(path: Path, delimiter: str) -> list[str]:
