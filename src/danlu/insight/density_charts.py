@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from danlu.insight.charts import BLUE, LOW, ORANGE, TEAL, Chart, as_json, figure_json
 
@@ -18,6 +19,8 @@ _HALF, _WHOLE_WIDTH, _LOWEST, _HIGHEST = 400, 900, 300, 480
 """Pixels: what half a page and a whole one have across, and how high a chart may be."""
 _AROUND = 90
 """Pixels above and below a plane."""
+_PEAK = 700.0
+"""Nats: e to that is still a number."""
 _ORDER = [[0.0, BLUE], [0.5, TEAL], [1.0, ORANGE]]
 _BUTTONS = 60
 """Pixels above an animation."""
@@ -30,8 +33,7 @@ _WHOLE = 3000
 def map_chart(
     x: tuple[float, float],
     y: tuple[float, float],
-    values: Sequence[float],
-    side: int,
+    values: Float[np.ndarray, "S S"],
     data: Points,
     names: tuple[str, str],
 ) -> Chart:
@@ -40,15 +42,13 @@ def map_chart(
     Args:
         x: its ends across.
         y: its ends upwards.
-        values: log-densities in nats, row by row from below, ``[side * side]``.
-        side: points along either.
+        values: log-densities in nats, from the lowest row upwards.
         data: rows that were held out.
         names: of the axes.
     """
     import plotly.graph_objects as go
 
-    logarithms = np.asarray(values).reshape(side, side)
-    density = np.exp(logarithms)
+    side, density = len(values), np.exp(np.minimum(values, _PEAK))
     heat = go.Heatmap(
         x=[float(f"{v:.5g}") for v in np.linspace(*x, side)],
         y=[float(f"{v:.5g}") for v in np.linspace(*y, side)],
