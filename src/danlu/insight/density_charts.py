@@ -64,7 +64,8 @@ def map_chart(
     edges = np.ones(side)
     edges[[0, -1]] = 0.5
     share = float(edges @ density @ edges) * area
-    caption = f"The density, and rows that were held out. Over this part of the plane it adds up to {share:.3f}."
+    told = f"{share:.3f}" if share < 10 else f"{share:.3g}"
+    caption = f"The density, and rows that were held out. Over this part of the plane it adds up to {told}."
     return _plane("map", "Density", caption, figure, names, x, y)
 
 
