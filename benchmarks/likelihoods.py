@@ -101,7 +101,7 @@ def _measured(raw: dict[str, Any], options: Options) -> Table:
         "MAF, NICE with splines, and CNF. On digits all mix the order of numbers at random between layers.",
         f"Equations are solved to a tolerance of {peers.TOLERANCE:g} where rows are scored, and as the recipe says "
         "while it learns. zuko's CNF learns images by Hutchinson's estimate of the trace (its exact one costs a pass a "
-        "number) and is scored exactly. ≥: a lower bound, not the likelihood. Seconds are those of a whole run on moons, "
+        "number) and is scored exactly. ≥: a lower bound, not the likelihood. Seconds are those of a run on moons, "
         "the median, each on one core.",
     ]
     return Table("Held-out log-likelihood", [*columns, "s"], rows, notes, raw)
