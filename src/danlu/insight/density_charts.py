@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,8 +119,8 @@ def path_chart(stages: Sequence[Points], numbers: Sequence[int], where: str) -> 
     finite = [np.concatenate([np.asarray(points[i]) for points in stages]) for i in range(2)]
     x, y = (_reach(values) for values in finite)
     caption = (
-        f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units; each keeps the colour "
-        f"of where it was from left to right.{where}"
+        f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units; each keeps the "
+        f"colour of where it was from left to right.{where}"
     )
     return _plane("path", "From noise to rows", caption, figure, ("", ""), x, y, top=_BUTTONS)
 
@@ -130,7 +131,7 @@ def column_chart(
     """How one column of the data is distributed, and that of the rows that the density makes."""
     import plotly.graph_objects as go
 
-    middles = [float(f"{(low + high) / 2:.5g}") for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [float(f"{(low + high) / 2:.5g}") for low, high in pairwise(edges)]
     bars = go.Bar(x=middles, y=list(data), name="held out", marker={"color": ORANGE}, opacity=0.45)
     line = go.Scatter(x=middles, y=list(samples), name="samples", mode="lines", line={"color": TEAL, "shape": "hvh"})
     for trace in (bars, line):
@@ -169,7 +170,7 @@ def _plane(
     legend: bool = False,
     top: int = 0,
 ) -> Chart:
-    """A chart of the plane: a unit across is as long as one upwards, where both are alike; wide where it has buttons."""
+    """A chart of the plane, a unit across as long as one upwards where both are alike; wide where it has buttons."""
     across, up = x[1] - x[0], y[1] - y[0]
     alike, width = 0.25 < across / up < 4, _WHOLE_WIDTH if top else _HALF
     height = round(min(max(width * up / across, _LOWEST), _HIGHEST)) if alike else _LOWEST

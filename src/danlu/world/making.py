@@ -96,7 +96,8 @@ def make(
     except DanluError:
         raise
     except (DependencyNotInstalled, ImportError) as error:
-        what = f"'{spec.id}' needs a package that is missing: {error}"
+        said = str(error).partition(", run `pip")[0]
+        what = f"'{spec.id}' needs a package that is missing: {said}"
         raise UnsupportedError(what, where="data.env", do=_install(spec)) from None
     except Exception as error:
         said = str(error).partition(" was raised from the environment creator")[0]
