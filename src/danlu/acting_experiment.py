@@ -13,6 +13,7 @@ import torch
 
 from danlu.acting import Agent
 from danlu.acting_files import Policy, agent_of, environments_of, save_agent
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel

@@ -255,11 +255,6 @@ class DensityMethod(LossMethod, ABC):
         """See `LossMethod`."""
         return models["density"](batch, self.fit)
 
-    def flops(self, model: nn.Module, batch: Rows) -> float:
-        """See `LossMethod`: every weight of a matrix is multiplied once a row, each time that the network is asked."""
-        weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() >= 2)
-        return 2.0 * weights * len(batch)
-
     def summarize(self, averages: Mapping[str, float]) -> dict[str, float]:
         """See `LossMethod`: as they are."""
         return dict(averages)
