@@ -217,6 +217,11 @@ class DensityMethod(LossMethod, ABC):
         """How many rows must be seen together (a minibatch that is paired); None where each is seen for itself."""
         return None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What one should know of it as its fields are, a sentence each."""
+        return ()
+
     @abstractmethod
     def density(self, space: Space, network: Config | None, seed: int) -> Density:
         """The density at its start.

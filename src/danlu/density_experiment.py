@@ -119,7 +119,7 @@ class DensityExperiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one should know of it."""
-        return ()
+        return self.recipe.method.notes
 
     def close(self) -> None:
         """Nothing works in the background."""
@@ -149,6 +149,9 @@ class DensityExperiment:
             what = f"{together} rows are seen together, and data.step_rows ({size}) is not a multiple of that"
             more = "" if ranks == 1 else f" times the {ranks} ranks"
             raise RecipeError(f"{what}{more}", where="data.step_rows", do=f"Set {together * ranks}, say.")
+        if together is not None and together > recipe.run.pack_rows:
+            what = f"{together} rows are seen together, and run.pack_rows lets {recipe.run.pack_rows} through at once"
+            raise RecipeError(what, where="run.pack_rows", do=f"Set it to {together} or more.")
         block = together or min(recipe.run.pack_rows, -(-size // ranks))
         source = ArraySource(len(self.train), size, block=block, seed=recipe.run.seed, epochs=recipe.run.epochs)
         return DrawnRows(source, self.train)
