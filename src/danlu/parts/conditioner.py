@@ -66,17 +66,22 @@ class Conditioners(nn.Module):
         """The matrices ``[K, out, in]`` and the biases ``[K * out]`` of all layers by turns."""
         return [getattr(self, name) for name in self._names]
 
+    def mask(self, gradients: Sequence[Tensor]) -> None:
+        """Put zeros where there are no weights."""
+        for gradient, name in zip(gradients[::2], self._masks, strict=False):
+            gradient.mul_(getattr(self, name))
+
     def masked(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Weights, or their gradients, with zeros where there are none."""
+        """Weights with zeros where there are none."""
         if not self._masks:
             return weights
         matrices = [w * getattr(self, name) for w, name in zip(weights[::2], self._masks, strict=True)]
         return [tensor for pair in zip(matrices, weights[1::2], strict=True) for tensor in pair]
 
     def asked(self, weights: Sequence[Tensor]) -> list[Layers]:
-        """The layers of each network as they are asked; made once for weights that stay where they are."""
-        if self._masks or torch.is_grad_enabled():
-            return self.layers(self.masked(weights))
+        """The layers of each network, of weights as they are asked; made once for those that stay where they are."""
+        if torch.is_grad_enabled():
+            return self.layers(weights)
         places = [w.data_ptr() for w in weights]
         if self._held is None or self._held[0] != places:
             self._held = places, self.layers([w.detach() for w in weights])
@@ -148,7 +153,8 @@ class Function:
     Attributes:
         apply: the function.
         in_place: the same into the memory of its input, which is no longer needed.
-        slope: the gradient of its input, given that of its output and, as `of_input` says, its input or its output.
+        slope: the gradient of its input, into the memory of the gradient of its output; given that, and its input or
+            its output, as `of_input` says.
         of_input: which.
     """
 
@@ -168,12 +174,24 @@ def _tanh_(x: Tensor) -> Tensor:
 
 _aten = torch.ops.aten
 ACTIVATIONS: Mapping[str, Function] = {
-    "relu": Function(torch.relu, torch.relu_, lambda d, y: _aten.threshold_backward.default(d, y, 0)),
-    "tanh": Function(torch.tanh, _tanh_, _aten.tanh_backward.default),
+    "relu": Function(torch.relu, torch.relu_, lambda d, y: _aten.threshold_backward.grad_input(d, y, 0, grad_input=d)),
+    "tanh": Function(torch.tanh, _tanh_, lambda d, y: _aten.tanh_backward.grad_input(d, y, grad_input=d)),
     "elu": Function(
-        F.elu, lambda x: F.elu(x, inplace=True), lambda d, y: _aten.elu_backward.default(d, 1, 1, 1, True, y)
+        F.elu,
+        lambda x: F.elu(x, inplace=True),
+        lambda d, y: _aten.elu_backward.grad_input(d, 1, 1, 1, True, y, grad_input=d),
     ),
-    "silu": Function(F.silu, lambda x: F.silu(x, inplace=True), _aten.silu_backward.default, of_input=True),
-    "gelu": Function(F.gelu, lambda x: x.copy_(F.gelu(x)), _aten.gelu_backward.default, of_input=True),
+    "silu": Function(
+        F.silu,
+        lambda x: F.silu(x, inplace=True),
+        lambda d, x: _aten.silu_backward.grad_input(d, x, grad_input=d),
+        of_input=True,
+    ),
+    "gelu": Function(
+        F.gelu,
+        lambda x: x.copy_(F.gelu(x)),
+        lambda d, x: _aten.gelu_backward.grad_input(d, x, grad_input=d),
+        of_input=True,
+    ),
 }
 """By the names that a recipe has for them."""

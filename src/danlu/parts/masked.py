@@ -106,7 +106,10 @@ class Masked(Chain):
     ) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """See `Chain`."""
         ask, bijection, orders, logs = self.conditioners.ask, self.bijection, self.orders, []
-        for k, layers in enumerate(self.conditioners.asked(weights)):
+        masked = self.conditioners.masked(weights)
+        if saved is not None:
+            saved += masked
+        for k, layers in enumerate(self.conditioners.layers(masked)):
             x = orders(k, x)
             given = x if context is None else torch.cat([x, context])
             x, log_slope = bijection.forward(x, ask(layers, given, saved), saved)
@@ -127,7 +130,7 @@ class Masked(Chain):
         gradients = [torch.empty_like(w) for w in weights]
         size, orders = self.space.size, self.orders
         d_context = torch.zeros_like(context) if wanted[1] and context is not None else None
-        steps, given = self.conditioners.asked(weights), self.conditioners.layers(gradients)
+        steps, given = (self.conditioners.layers(each) for each in (saved[: len(weights)], gradients))
         d_x = orders.backward(self.num, d_z)
         for k in range(self.num - 1, -1, -1):
             d_x, d_said = self.bijection.backward(d_x, d_log_det, saved)
@@ -138,12 +141,14 @@ class Masked(Chain):
             if d_context is not None:
                 d_context.addmm_(matrix[:, size:].T, d)
             d_x = orders.backward(k, d_x)
-        return d_x if wanted[0] else None, d_context, [*self.conditioners.masked(gradients)]
+        self.conditioners.mask(gradients)
+        return d_x if wanted[0] else None, d_context, gradients
 
     @torch.no_grad()
     def undone(self, z: Float[Tensor, "D N"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Chain`; no gradient goes through."""
-        steps, x = self.conditioners.asked(self.weights()), self.orders.backward(self.num, z)
+        steps = self.conditioners.layers(self.conditioners.masked(self.weights()))
+        x = self.orders.backward(self.num, z)
         for k in range(self.num - 1, -1, -1):
             if x.shape[1] <= _TOGETHER:
                 x = self._undone(steps[k], x, context)
