@@ -136,10 +136,29 @@ def test_saved_weights_are_all_there_is(name: str, mixing: str) -> None:
     x = rows_of(flow.space, 4).x
     with torch.no_grad():
         assert not torch.allclose(flow.log_prob(x), other.log_prob(x))
+        copied, state = copy.deepcopy(flow), copy.deepcopy(other.state_dict())
         other.load_state_dict(flow.state_dict())
-        for one in (other, copy.deepcopy(flow)):
+        for one in (other, copied):
             assert torch.equal(flow.log_prob(x), one.log_prob(x))
             assert torch.equal(flow.decode(x), one.decode(x))
+        before = flow.log_prob(x)
+        copied.load_state_dict(state)  # which moves the copy, and nothing else
+        assert not torch.allclose(copied.log_prob(x), before)
+        assert torch.equal(flow.log_prob(x), before)
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if name != "maf"])
+def test_what_is_made_of_noise_can_be_differentiated(name: str) -> None:
+    """Its Jacobian is the inverse of the noise's, and weights have gradients too."""
+    flow = disturbed(flow_of(name, Space((4,))))
+    x = rows_of(flow.space, 1).x
+    z = flow.encode(x).detach()
+    there, back = (
+        torch.autograd.functional.jacobian(lambda v, f=f: f(v)[0], at)[:, 0] for f, at in ((flow.encode, x), (flow.decode, z))
+    )
+    torch.testing.assert_close(there @ back, torch.eye(4, dtype=torch.float64))
+    made = gradients(flow, flow.decode(z).sum())
+    assert all(gradient.any() for gradient in made.values())
 
 
 @pytest.mark.parametrize(("name", "fields"), VARIANTS)

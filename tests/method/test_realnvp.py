@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from danlu.config import Config
 from danlu.density import Space
 from danlu.method.realnvp import RealNVP
 from danlu.parts.bijection import Affine
 from danlu.parts.coupling import Coupling
 from danlu.parts.multiscale import MultiScale
-from danlu.parts.network import MLP
+from danlu.parts.network import MLP, Patches, UNet
 from densities import context_of, disturbed, mass, rows_of, volumes
 
 SMALL = RealNVP(channels=4, blocks=1)
@@ -89,6 +90,21 @@ def test_a_class_changes_an_image_at_every_scale() -> None:
         assert len(told) == len(steps)
     with torch.no_grad():
         assert not torch.isclose(density.log_prob(rows.x, context), density.log_prob(rows.x, context.roll(1, 1))).any()
+
+
+@pytest.mark.parametrize("network", [UNet(width=4, factors=(1, 2), groups=2), Patches(width=8, layers=1, heads=2)])
+def test_a_network_that_the_recipe_names_steers_every_step(network: Config) -> None:
+    density = SMALL.density(Space((1, 8, 8), classes=2), network, 0)
+    assert isinstance(density, MultiScale)
+    rows = rows_of(density.space, 2)
+    context = context_of(density.space, rows)
+    assert context is not None
+    torch.testing.assert_close(density(rows.x.float(), context.float())[0].detach(), rows.x.float())
+    disturbed(density, scale=0.03)
+    with torch.no_grad():
+        z, log_det = density(rows.x, context)
+        torch.testing.assert_close(density.decode(z, context), rows.x)
+        assert not torch.isclose(log_det, density(rows.x, context.roll(1, 1))[1]).any()
 
 
 def test_with_an_mlp_images_are_the_numbers_they_have() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from danlu.density import Space
@@ -41,8 +41,9 @@ def degrees(size: int, units: int, *, lowest: int) -> Int[Tensor, " units"]:
     return lowest + torch.arange(units) * (size - lowest) // units
 
 
-def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Bool[Tensor, "O I"]]:
-    """Of each layer of a network, which weights there are; its outputs are `wants` blocks of one for each number.
+def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Tensor]:
+    """Of each layer of a network, which weights there are, ``[out, in]``; its outputs are `wants` blocks of one for
+    each number.
 
     Args:
         size: numbers of a row; they come first among the inputs.
