@@ -15,14 +15,16 @@ STEPS = 50
 """Of samplers whose steps are fixed."""
 TIMES = 1000
 """Of diffusion."""
+LOOP = "a plain loop"
+"""For information: what it would take without a library, without guards, checkpoints, metrics or resuming."""
 PEERS = {
     "nice": "nflows",
     "realnvp": "zuko",
     "maf": "zuko",
     "spline_coupling": "nflows",
     "cnf": "zuko",
-    "flow_matching": "a plain loop",
-    "diffusion": "a plain loop",
+    "flow_matching": LOOP,
+    "diffusion": LOOP,
 }
 """Who each method is measured beside."""
 
@@ -55,28 +57,37 @@ def make(library: str, method: str, features: int, hidden: Sequence[int], layers
         hidden: widths of each network's layers.
         layers: couplings or autoregressive layers, where there are several.
         exact: whether zuko's continuous flow learns by the exact trace; it is always scored by it.
+        shuffled: whether zuko's layers have the numbers of a row in an order drawn at random, each its own.
+        tolerance: that zuko's continuous flow learns by; it is scored by `TOLERANCE`.
     """
     if library == "zuko":
-        return _zuko(method, features, hidden, layers, exact)
+        return _zuko(method, features, hidden, layers, exact, shuffled, tolerance)
     if library == "nflows":
         return _nflows(method, features, hidden, layers)
     return (_velocity if method == "flow_matching" else _noise)(features, hidden)
 
 
-def _zuko(method: str, features: int, hidden: Sequence[int], layers: int, exact: bool) -> Peer:
+def _zuko(
+    method: str,
+    features: int,
+    hidden: Sequence[int],
+    layers: int,
+    exact: bool,
+    shuffled: bool,
+    tolerance: float,
+) -> Peer:
     import zuko
     from torch import nn
 
     flows, transforms, several = zuko.flows, zuko.transforms, {"transforms": layers, "hidden_features": hidden}
+    couplings, solving = several | {"randmask": shuffled}, {"atol": tolerance, "rtol": tolerance, "exact": exact}
     spline = {"univariate": partial(transforms.MonotonicRQSTransform, bound=BOUND), "shapes": _SHAPES}
     made = {
-        "nice": lambda: flows.NICE(features, univariate=transforms.AdditiveTransform, shapes=[()], **several),
-        "realnvp": lambda: flows.NICE(features, **several),
-        "maf": lambda: flows.MAF(features, **several),
-        "spline_coupling": lambda: flows.NICE(features, **spline, **several),
-        "cnf": lambda: flows.CNF(
-            features, hidden_features=hidden, activation=nn.Tanh, atol=TOLERANCE, rtol=TOLERANCE, exact=exact
-        ),
+        "nice": lambda: flows.NICE(features, univariate=transforms.AdditiveTransform, shapes=[()], **couplings),
+        "realnvp": lambda: flows.NICE(features, **couplings),
+        "maf": lambda: flows.MAF(features, randperm=shuffled, **several),
+        "spline_coupling": lambda: flows.NICE(features, **spline, **couplings),
+        "cnf": lambda: flows.CNF(features, hidden_features=hidden, activation=nn.SiLU, **solving),
     }
     flow = made[method]()
 
@@ -84,7 +95,7 @@ def _zuko(method: str, features: int, hidden: Sequence[int], layers: int, exact:
         flow.eval()
         for part in flow.modules():
             if isinstance(part, flows.FFJTransform):
-                part.exact = True
+                part.exact, part.atol, part.rtol = True, TOLERANCE, TOLERANCE
 
     return Peer(
         list(flow.parameters()),

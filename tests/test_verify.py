@@ -216,7 +216,7 @@ def test_dropout_from_a_generator_is_found(subject: Subject, monkeypatch: pytest
 
 def test_randomness_by_the_place_in_a_pack_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "danlu.engine.update.token_keys", lambda key, sample, _: torch.arange(len(sample), dtype=torch.int32) * 7919
+        "danlu.batch.token_keys", lambda key, sample, _: torch.arange(len(sample), dtype=torch.int32) * 7919
     )
     fails(gradients.micro_batches_and_order, subject, "is another")
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from danlu.config import Config
 from danlu.contracts import Method
 from danlu.errors import UnsupportedError
-from danlu.spaces import Spaces
+from danlu.registry import exported, name_of
+from danlu.spaces import Spaces, in_words
 
 Level: TypeAlias = Literal["table", "features", "network"]
 """What a method keeps what it learned in: a table of a finite world, fixed features' weights, or a network."""
@@ -267,17 +268,27 @@ class ActingMethod(Method, ABC):
         """
         action = spaces.action
         kind = "discrete" if isinstance(action, Discrete) else "continuous" if isinstance(action, Box) else "other"
-        name = type(self).__name__
+        name = name_of(type(self))
         if kind not in self.acts_in:
-            which = " or ".join(sorted(self.acts_in))
-            raise UnsupportedError(f"{name} chooses {which} actions, and these are {action}", where="data.env")
+            what = f"{name} chooses {' or '.join(sorted(self.acts_in))} actions, and these are {in_words(action)}"
+            raise UnsupportedError(what, where="data.env", do=_others(kind))
         if self.finite and spaces.num_states is None:
-            what = f"{name} keeps a number for each state, and there is no end of them in {spaces.observation}"
+            shown = in_words(spaces.observation)
+            what = f"{name} keeps a number for each state, and there is no end of them in {shown}"
             do = "Choose a finite world (gridworld), or a method with a network."
             raise UnsupportedError(what, where="data.env", do=do)
         if not isinstance(spaces.observation, Box | Discrete | MultiBinary | MultiDiscrete):
             what = f"observations are {type(spaces.observation).__name__}, which no network here takes"
             raise UnsupportedError(what, where="data.env")
+
+
+def _others(kind: str) -> str:
+    """What acts where actions are of that kind, whatever is shown."""
+    if kind == "other":
+        return "Wrap the environment so that an action is one choice, or an array of numbers."
+    methods = ((e.name, e.target) for e in exported("method") if issubclass(e.target, ActingMethod))
+    fit = (name for name, m in methods if m.goal == "control" and m.level == "network" and kind in m.acts_in)
+    return f"These do: {', '.join(fit)}."
 
 
 class Discounting(ActingMethod):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import torch
 
 from danlu.acting import Agent
 from danlu.acting_files import Policy, agent_of, environments_of, save_agent
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Recorder
 from danlu.engine.turns import Turns
-from danlu.errors import UnsupportedError
+from danlu.errors import DanluError, UnsupportedError
 from danlu.experience.source import Acted
 from danlu.gif import write_gif
 from danlu.random import fold
@@ -95,7 +96,7 @@ class ActingExperiment:
     def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
-        source = self.source(run / "replay")
+        source, checkpoints = self.source(run / "replay"), Checkpoints(run / "checkpoints", self.ranks)
         plan = Plan(
             steps=settings.steps,
             epochs=None if recipe.data.env_steps is None else 1,
@@ -113,12 +114,13 @@ class ActingExperiment:
             share=lambda step: plan.share(step, source.epochs),
             tried=self.tried,
             seed=settings.seed,
+            way_on=lambda: _way_on(run, checkpoints),
             parallel=self.parallel,
         )
         return loop_over(
             turns,
             source,
-            run=run,
+            checkpoints=checkpoints,
             settings=settings,
             guards=settings.guards.model_copy(update={"spike": "ignore", "unmoved_after": None}),
             plan=plan,
@@ -185,6 +187,13 @@ class ActingExperiment:
         """Write the agent: its tensors, and what it is made from."""
         with writing():
             save_agent(self.policy, self.recipe, self._averages, directory)
+
+
+def _way_on(run: Path, checkpoints: Checkpoints) -> str:
+    """What one does with a run that failed within a turn."""
+    with suppress(DanluError):
+        checkpoints.wait()
+    return f"It goes on where it was saved by: danlu resume {run}." if checkpoints.steps() else ""
 
 
 def assemble_acting(recipe: ActingRecipe, ranks: Ranks = ALONE) -> ActingExperiment:

@@ -114,6 +114,11 @@ class Policy:
         """What that takes."""
         return self.recipe.data.options
 
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which its episodes were cut; None for what the environment is registered with."""
+        return self.recipe.data.time_limit
+
     def act(self, observation: Any) -> Any:
         """What it thinks best: an action for an observation, or one for each of several, ``[N, ...]``."""
         space = self.spaces.observation

@@ -33,9 +33,15 @@ class Console:
         self._spoke = 0.0
         self._steps: int | None = None
         self._rich = Rich()
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        self._env_steps: int | None = None
+        columns = (
+            TextColumn("{task.fields[what]}"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+        )
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self._rich)
-        self._task = self._progress.add_task("", total=None)
+        self._task = self._progress.add_task("", total=None, what="step")
 
     def __enter__(self) -> Self:
         if self._draws:
@@ -52,7 +58,9 @@ class Console:
                 self._say(row)
             return
         if "loss" in row:
-            self._progress.update(self._task, completed=row["step"], description=_measured(row))
+            taken, most = row.get("total_env_steps", 0), self._env_steps
+            done = row["step"] if most is None else min(taken, most)
+            self._progress.update(self._task, completed=done, description=_measured(row))
         if "held_out_return" in row:
             spread = f"{row['held_out_return']:.2f} ± {row['held_out_return_std']:.2f}"
             self._progress.print(f"step {row['step']:>6}  without exploring: return {spread}")
@@ -65,7 +73,8 @@ class Console:
         """See `Listener`."""
         kind = event["kind"]
         if kind in ("start", "resume"):
-            self._progress.update(self._task, total=event["steps"], completed=event.get("step", 0))
+            self._steps = event["steps"]
+            self._progress.update(self._task, total=event["steps"] or None, completed=event.get("step", 0))
         if not self._terminal:
             if kind in ("data", "world", "rows", "model", "ranks", "note", "doctor", "resume", *_TOLD):
                 self._say({k: v for k, v in event.items() if k not in ("time", "length_histogram")})
@@ -75,6 +84,9 @@ class Console:
             self._progress.print(_told(event))
         elif kind == "world":
             self._progress.print(_world(event))
+            if event.get("env_steps") and not self._steps:  # it is as long as its steps in the world last
+                self._env_steps = event["env_steps"]
+                self._progress.update(self._task, total=self._env_steps, completed=0, what="environment step")
         elif kind == "rows":
             self._progress.print(_rows(event), markup=False, highlight=False)
         elif kind == "ranks":
@@ -206,7 +218,7 @@ def show_catalogue(what: str | None) -> None:
         for row in rows:
             print("\t".join(row))
         return
-    table = Table("kind", "name", "what it is", "source", box=None)
+    table = _table("kind", "name", "what it is", "source")
     for row in rows:
         table.add_row(*map(_plain, row))
     Rich().print(table)
@@ -222,13 +234,20 @@ def show_methods(by: str) -> None:
             for entry in entries:
                 print("\t".join((word, entry.name, entry.summary, entry.source)))
         return
-    table = Table(by, "name", "what it is", "source", box=None)
+    table = _table(by, "name", "what it is", "source")
     for word, entries in groups.items():
         for number, entry in enumerate(entries):
             first = "" if number else f"[bold]{_plain(word)}[/]"
             table.add_row(first, *map(_plain, (entry.name, entry.summary, entry.source)))
         table.add_section()
     Rich().print(table)
+
+
+def _table(*columns: str) -> Table:
+    """A table whose last column, which holds links, is broken rather than cut short."""
+    table = Table(*columns[:-1], box=None)
+    table.add_column(columns[-1], overflow="fold")
+    return table
 
 
 def _plain(text: str) -> str:

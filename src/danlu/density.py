@@ -217,6 +217,11 @@ class DensityMethod(LossMethod, ABC):
         """How many rows must be seen together (a minibatch that is paired); None where each is seen for itself."""
         return None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What one should know of it as its fields are, a sentence each."""
+        return ()
+
     @abstractmethod
     def density(self, space: Space, network: Config | None, seed: int) -> Density:
         """The density at its start.
@@ -254,11 +259,6 @@ class DensityMethod(LossMethod, ABC):
     def loss(self, models: Mapping[str, nn.Module], batch: Rows) -> Outcome:
         """See `LossMethod`."""
         return models["density"](batch, self.fit)
-
-    def flops(self, model: nn.Module, batch: Rows) -> float:
-        """See `LossMethod`: every weight of a matrix is multiplied once a row, each time that the network is asked."""
-        weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() >= 2)
-        return 2.0 * weights * len(batch)
 
     def summarize(self, averages: Mapping[str, float]) -> dict[str, float]:
         """See `LossMethod`: as they are."""

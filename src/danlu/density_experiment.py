@@ -16,6 +16,7 @@ from danlu.data.arrays import Arrays, ArraySource, Facts, load_arrays
 from danlu.density import Rows
 from danlu.density_files import density_of, save_density
 from danlu.density_shown import shown
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.history import History
 from danlu.engine.loop import Loop, Plan
@@ -118,7 +119,7 @@ class DensityExperiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one should know of it."""
-        return ()
+        return self.recipe.method.notes
 
     def close(self) -> None:
         """Nothing works in the background."""
@@ -148,6 +149,9 @@ class DensityExperiment:
             what = f"{together} rows are seen together, and data.step_rows ({size}) is not a multiple of that"
             more = "" if ranks == 1 else f" times the {ranks} ranks"
             raise RecipeError(f"{what}{more}", where="data.step_rows", do=f"Set {together * ranks}, say.")
+        if together is not None and together > recipe.run.pack_rows:
+            what = f"{together} rows are seen together, and run.pack_rows lets {recipe.run.pack_rows} through at once"
+            raise RecipeError(what, where="run.pack_rows", do=f"Set it to {together} or more.")
         block = together or min(recipe.run.pack_rows, -(-size // ranks))
         source = ArraySource(len(self.train), size, block=block, seed=recipe.run.seed, epochs=recipe.run.epochs)
         return DrawnRows(source, self.train)
@@ -181,7 +185,7 @@ class DensityExperiment:
         return loop_over(
             self.updater(),
             self.source(),
-            run=run,
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             settings=settings,
             guards=settings.guards,
             plan=Plan(

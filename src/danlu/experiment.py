@@ -19,6 +19,7 @@ from danlu.architecture.checkpoint import save_model
 from danlu.contracts import SequenceModel, Source
 from danlu.data import Data, DataSource
 from danlu.data.chat_template import ChatTemplate
+from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.parallel import Parallel
@@ -100,7 +101,7 @@ class Experiment:
         return loop_over(
             self.updater(),
             source,
-            run=run,
+            checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             settings=settings,
             guards=settings.guards,
             plan=Plan(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 
 from danlu.acting_files import Policy
 from danlu.errors import UnsupportedError
 from danlu.world.making import make
-from danlu.world.recording import Recording, episode, make_seen
+from danlu.world.recording import Recording, episode, has_screen, make_seen
 
 
 def play(
@@ -31,14 +29,14 @@ def play(
     """
     if window:
         require_screen()
-    env_id, options = policy.env_id, policy.env_options
+    env_id, options, limit = policy.env_id, policy.env_options, policy.time_limit
     if env_id is None:
         do = "Its report shows what it found: danlu report RUN."
         raise UnsupportedError("what finds a number acts nowhere", do=do)
     if window or pictures:
-        made = make_seen(env_id, options, "human" if window else "rgb_array")
+        made = make_seen(env_id, options, "human" if window else "rgb_array", time_limit=limit)
     else:
-        made = make(env_id, options)
+        made = make(env_id, options, time_limit=limit)
     try:
         for number in range(episodes):
             yield episode(made, policy.act, seed=seed + number, longest=longest, pictures=pictures and not window)
@@ -52,5 +50,5 @@ def require_screen() -> None:
     Raises:
         UnsupportedError: where there is none.
     """
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if not has_screen():
         raise UnsupportedError("there is no screen here to open a window on", do="Write a GIF instead: --out FILE.gif.")

@@ -37,7 +37,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def grid(images: Float[np.ndarray, "N C H W"], columns: int, enlarged: int = 1) -> UInt8[np.ndarray, "..."]:
+def grid(images: Float[np.ndarray, "N C H W"], columns: int, enlarged: int = 1) -> UInt8[np.ndarray, ...]:
     """Images side by side, a line of grey between them, as one picture.
 
     Args:

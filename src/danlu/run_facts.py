@@ -17,8 +17,8 @@ from danlu.engine.work import passes
 from danlu.experiment import Experiment
 from danlu.parts.quantized import num_bytes, num_weights
 from danlu.registry import name_of
+from danlu.spaces import in_words
 from danlu.world.finite import map_of
-
 
 AnyExperiment: TypeAlias = Experiment | ActingExperiment | DensityExperiment
 """An experiment of any family."""
@@ -124,8 +124,9 @@ def _(experiment: ActingExperiment) -> tuple[str, dict[str, Any]]:
     return "world", {
         "env": data.env,
         "num_envs": environments.num_envs,
-        "observation": str(spaces.observation),
-        "action": str(spaces.action),
+        "env_steps": data.env_steps,
+        "observation": in_words(spaces.observation),
+        "action": in_words(spaces.action),
         "states": spaces.num_states,
         "actions": spaces.num_actions,
         **map_of(data.env, data.options),

@@ -13,6 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def in_words(space: Space[Any]) -> str:
+    """A space on one line, for a sentence.
+
+    Example:
+        >>> in_words(Box(-1.0, np.array([1.0, 20.0], np.float32)))
+        'Box(-1.0, [ 1. 20.], (2,), float32)'
+    """
+    return " ".join(str(space).split())
+
+
 @dataclass(frozen=True)
 class Spaces:
     """What one environment shows and takes.

@@ -225,9 +225,7 @@ def _take_up(run: Path, step: int, then: float, recorder: Recorder, recipe: AnyR
         write_recipe(run, recipe)  # an override holds for later resumes, too
 
 
-def _introduce(
-    run: Path, experiment: AnyExperiment, diagnosis: Diagnosis | None, recorder: Recorder
-) -> None:
+def _introduce(run: Path, experiment: AnyExperiment, diagnosis: Diagnosis | None, recorder: Recorder) -> None:
     """Write down what is trained, and what the doctor saw."""
     recorder.event("model", **model_facts(experiment))
     for note in experiment.notes:

@@ -1,9 +1,8 @@
-"""From whatever learns, and what it learns from, to the loop over a run's directory."""
+"""From whatever learns, and what it learns from, to the loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from danlu.contracts import Source
@@ -28,7 +27,7 @@ def loop_over(
     learner: Learner,
     source: Source,
     *,
-    run: Path,
+    checkpoints: Checkpoints,
     settings: Running,
     guards: GuardConfig,
     plan: Plan,
@@ -43,12 +42,12 @@ def loop_over(
     stopping: Callable[[], str | None],
     again: bool = False,
 ) -> Loop:
-    """The loop over these parts, writing into a run's directory.
+    """The loop over these parts.
 
     Args:
         learner: moves the weights.
         source: what it learns from.
-        run: the directory.
+        checkpoints: where they go.
         settings: how the recipe says it runs.
         guards: what is watched.
         plan: how long, how often.
@@ -67,14 +66,14 @@ def loop_over(
         guards,
         learner,
         Clock(settings.max_time, steps or None, began=began),
-        Repeats(plan.steps if again else plan.epochs, steps=plan.steps),
+        Repeats(plan.epochs or (plan.steps if again else None), steps=plan.steps),
         lambda message, step: recorder.event("warning", step=step, message=message),
     )
     history = History(
         updater=learner,
         source=source,
         guards=watching,
-        checkpoints=Checkpoints(run / "checkpoints", learner.parallel.ranks),
+        checkpoints=checkpoints,
         recorder=recorder,
         keep=settings.keep_checkpoints,
         identity=identity,

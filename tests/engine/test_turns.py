@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tests.broken_off import EndedError, Until
 
 import danlu
 from danlu.engine.record import rows_of
-from danlu.errors import CheckpointError, DanluError, RecipeError, UnsupportedError
-from tests.broken_off import EndedError, Until
+from danlu.errors import CheckpointError, DanluError, RecipeError, RunError, UnsupportedError
 
 SMALL: dict[str, tuple[str, ...]] = {
     "ppo": ("data.env=CartPole-v1", "data.num_envs=4", "run.steps=6"),
@@ -83,6 +84,46 @@ def test_what_it_is_measured_by_is_written_down(tmp_path: Path) -> None:
     assert all(len(event["values"]) == len(event["actions"]) == 25 for event in shown)
     world = next(event for event in rows_of(run.path / "events.jsonl") if event["kind"] == "world")
     assert (world["height"], world["width"], world["cells"]["target"]) == (5, 5, 17)
+
+
+class Breaking(gymnasium.Env[int, int]):
+    """Counts its steps; fails at the twentieth of its first episode."""
+
+    observation_space, action_space, mended = gymnasium.spaces.Discrete(40), gymnasium.spaces.Discrete(2), False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        self.place = 0
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        if self.place == 20 and not self.mended:
+            raise ValueError("the wheel came off")
+        self.place += 1
+        return self.place, float(action), self.place == 39, False, {}
+
+
+gymnasium.register("Breaking-v0", entry_point=Breaking)
+
+
+@pytest.mark.parametrize(("every", "says"), [(2, "It goes on where it was saved by: danlu resume"), (100, "")])
+def test_a_run_whose_world_fails_goes_on_where_it_was_saved(
+    every: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {
+        "method": {"name": "sarsa", "steps": 6},
+        "data": {"env": "Breaking-v0", "eval_episodes": 0},
+        "run": {"steps": 9, "threads": 1, "checkpoint_every": every},
+    }
+    raised = "environment 0, step 21 of its episode, action [01]: it raised ValueError .* the wheel came off"
+    with pytest.raises(RunError, match=f"{raised}. ?{says}"):
+        danlu.train(recipe, f"run.out={tmp_path / 'broken'}")
+    monkeypatch.setattr(Breaking, "mended", True)
+    if not says:
+        with pytest.raises(DanluError, match="before its first checkpoint"):
+            danlu.resume(tmp_path / "broken")
+        return
+    whole, broken = danlu.train(recipe, f"run.out={tmp_path / 'whole'}"), danlu.resume(tmp_path / "broken")
+    assert rows(broken.path) == rows(whole.path)
 
 
 def test_gradients_are_told_of_where_there_are_any(tmp_path: Path) -> None:

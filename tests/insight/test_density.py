@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
@@ -8,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from danlu.insight.curve import Curve
 from danlu.insight.fit import judge_fit
@@ -61,6 +64,25 @@ def test_the_map_is_the_density_and_says_what_it_adds_up_to(make_run: MakeRun) -
     assert len(dots["x"]) == 200
     (sums,) = re.findall(r"it adds up to (\d\.\d+)", page.text)
     assert float(sums) == pytest.approx(math.erf(4 / 2**0.5) ** 2, abs=2e-3)
+
+
+def test_maps_are_seen_as_they_came_about(make_run: MakeRun) -> None:
+    page = read(write_report(plane(make_run)))
+    images = [str(attrs["src"]) for tag, attrs in page.elements if attrs.get("class") == "surface"]
+    assert len(images) == 3
+    assert "Density as it came about, step 100" in page.text
+    with Image.open(io.BytesIO(base64.b64decode(images[-1].removeprefix("data:image/png;base64,")))) as picture:
+        colors = np.asarray(picture).astype(int)
+    assert colors.shape == (24, 24, 3)
+    assert tuple(colors[12, 12]) == pytest.approx((253, 231, 37), abs=8)
+    assert tuple(colors[0, 0]) == (68, 1, 84)
+
+
+def test_a_peak_beyond_all_numbers_is_drawn(make_run: MakeRun) -> None:
+    event = plane_event(100)
+    event["map"] = {"x": [0, 1], "y": [0, 1], "side": 2, "values": [1e5, 0, 0, 0]}
+    page = read(write_report(make_run(metrics=density_rows(100), events=told(event), recipe=RECIPE)))
+    assert "map" in figures(page)
 
 
 def test_the_way_from_noise_is_an_animation(make_run: MakeRun) -> None:
@@ -122,7 +144,9 @@ def test_odd_events_are_left_out_and_faults_are_told(make_run: MakeRun) -> None:
         "likelihood": HOSTILE,
         "faults": ["the equation was not followed"],
     }
-    page = read(write_report(make_run(metrics=density_rows(100), events=told(plane_event(100, **odd)), recipe=RECIPE)))
+    others = [plane_event(step, map={**path(1), "side": side}) for step, side in enumerate((float("nan"), 1e308, -2))]
+    events = told(*others, plane_event(100, **odd))
+    page = read(write_report(make_run(metrics=density_rows(100), events=events, recipe=RECIPE)))
     assert next(iter(figures(page))) == "loss"
     assert not any(tag == "img" for tag, _ in page.elements)
     assert "could not be shown: the equation was not followed" in page.text

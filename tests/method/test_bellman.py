@@ -183,8 +183,8 @@ def test_policy_iteration_never_gets_worse_and_ends_at_the_best(world: World, ev
         assert before is None or bool((agent.v >= before - 1e-8).all())
         before = agent.v.clone()
     np.testing.assert_allclose(agent.v.detach(), best, atol=1e-8)
-    assert told[-1]["stable"] == 1.0
-    assert told[0]["stable"] == 0.0
+    assert told[-1]["changed"] == 0.0
+    assert told[0]["changed"] > 0.0
     assert told[-1]["loss"] < 1e-8 < told[0]["loss"]
     assert agent.act(torch.arange(world.num_states), None).actions.tolist() == agent.policy.tolist()
 

@@ -93,3 +93,14 @@ def test_many_rows_are_made_as_few_are() -> None:
     x = density.decode(rows.x, context)
     torch.testing.assert_close(x[2000:2010], density.decode(rows.x[2000:2010], context[2000:2010]))
     torch.testing.assert_close(density.encode(x, context).detach(), rows.x)
+
+
+def test_a_row_is_made_a_number_at_a_time_and_scored_at_once() -> None:
+    density = masked(Space((4,)), steps=2)
+    x = rows_of(density.space, 3).x
+    with torch.no_grad():
+        told = []
+        for ask in (density.decode, density.encode, density.decode, density.log_prob):
+            ask(x)
+            told.append(density.evaluations)
+    assert told == [4, 1, 4, 1]

@@ -51,6 +51,9 @@ class AdamW(OptimizerConfig):
         """See `OptimizerConfig`."""
         present: list[dict[str, Any]] = []
         for group in groups:
+            if not self.weight_decay:
+                present.append({**group, "weight_decay": 0.0})
+                continue
             matrices = [p for p in group["params"] if p.dim() >= 2]
             vectors = [p for p in group["params"] if p.dim() < 2]
             for params, decay in ((matrices, self.weight_decay), (vectors, 0.0)):

@@ -102,7 +102,8 @@ class Parallel:
     def end_update(self, model: nn.Module) -> None:
         """Leave in every parameter the gradient summed over ranks, after the last pack."""
         for parameter in model.parameters():
-            parameter.grad = _dense(parameter.grad)
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = _dense(parameter.grad)
 
     def settle(self, model: nn.Module) -> None:
         """Put weights back the way they lie after they were only looked at."""

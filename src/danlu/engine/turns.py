@@ -53,6 +53,7 @@ class Turns(Learner):
         share: how much of the run is done after so many turns.
         tried: asked for what the agent comes to without exploring: returns of whole episodes.
         seed: everything random follows from it.
+        way_on: asked for what one does when a turn has failed.
         parallel: of one process.
     """
 
@@ -65,6 +66,7 @@ class Turns(Learner):
     share: Callable[[int], float]
     tried: Callable[[Agent], Sequence[float]]
     seed: int
+    way_on: Callable[[], str]
     parallel: Parallel = field(default_factory=Parallel)
     _torn: bool = False
     _norm: float | None = None
@@ -102,12 +104,16 @@ class Turns(Learner):
             group["lr"] = self.lr * self.schedule.factor(min(1.0, self.share(step + 1))) * group.get("lr_scale", 1.0)
         self._torn = True
         turn = Turn(step, share, self.optimizer, fold(self.seed, "turn", step), self.clip_norm)
-        metrics = {name: float(value) for name, value in self.method.learn(self.agent, experience, turn).items()}
+        try:
+            metrics = {name: float(value) for name, value in self.method.learn(self.agent, experience, turn).items()}
+        except RunError as error:
+            do = f"{error.do} {self.way_on()}".strip()
+            raise RunError(error.what, where=error.where, do=do) from error
         if turn.norms:
             metrics["grad_norm"] = float(np.max(turn.norms))  # which is NaN where one is
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             what = f"turn {step + 1} of {name_of(type(self.method))} came to {bad[0]} = {metrics[bad[0]]}"
-            raise RunError(what, do="Lower optimizer.lr; resuming goes on from the last checkpoint, which is whole.")
+            raise RunError(what, do=f"Lower optimizer.lr. {self.way_on()}".strip())
         self._torn = False
         self._norm = metrics.pop("grad_norm", None)
         self._tally, self._taken = experience.tally(), experience.env_steps

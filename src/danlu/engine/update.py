@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from danlu.contracts import LossMethod, Terms
 from danlu.data import deal, pack
@@ -62,6 +62,11 @@ class Updater(Learner):
         """What is trained; what is frozen is still where it came from."""
         return {name: parameter for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
+
     def ready(self, device: Device) -> None:
         """Know how fast the device can be, which an update is compared with."""
         device.peak_flops(self.policy.compute_dtype)
@@ -104,7 +109,8 @@ class Updater(Learner):
         agreed = self._agree(groups, len(packs))
         counts, key = agreed.counts, fold(self.seed, step)
         models = self.around
-        self.policy.train()
+        if not self.policy.training:
+            self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         estimates, flops = self._estimated([(groups, packs, agreed)], key)
         sums, backward = _Sums(), self.passes_back()
@@ -142,7 +148,7 @@ class Updater(Learner):
 
     def clip(self) -> float:
         """Scale the gradient down where it is too long; its norm before that."""
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        parameters = self.trained
         norm = torch.linalg.vector_norm(self.parallel.norms(parameters))
         length = float(norm)
         if self.clip_norm is not None and length > self.clip_norm:

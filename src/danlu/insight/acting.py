@@ -22,6 +22,7 @@ _METRICS = {
     "value": ("Value", "What the agent expects, on the mean."),
     "reward": ("Reward", "A step, on the mean."),
     "changed": ("Policy changed", "Share of states whose action changed."),
+    "improved": ("Policy improved", "1 where its step kept the bound and gained, 0 where it stayed."),
     "clipped": ("Clipped", "Share of actions whose probability ratio was out of bounds."),
     "clip": ("Bounds", "How far from 1 a probability ratio may be before it is out of bounds."),
     "explained_variance": ("Explained variance", "Share of the returns' variance that the values foresee; 1 is all."),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from danlu.insight.charts import Chart, loss_chart, metric_chart
 from danlu.insight.curve import Curve
 from danlu.insight.density_charts import cloud_chart, column_chart, map_chart, path_chart
+from danlu.insight.density_pictures import map_of, numbers_of, where_is
 from danlu.insight.fit import Fit, judge_fit
-from danlu.insight.page import Drawing, Fact
+from danlu.insight.page import Fact
 from danlu.insight.record import Event, Record, as_mapping, as_number
 from danlu.units import count
 
@@ -27,20 +26,11 @@ _ELSEWHERE = {
     *("step", "loss", "seconds", "samples", "samples_per_second", "packs", "epochs"),
     *("lr", "grad_norm", "memory_bytes"),
 }
-_MOST_OTHERS, _MOST_MOMENTS, _MOST_STAGES = 6, 24, 30
-_MOST_PNG = 2**20
-_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_OTHERS, _MOST_STAGES = 6, 30
 _KINDS = {
     "exact": "exact",
     "bound": "a lower bound",
     "none": "cannot be told",
-}
-_PICTURES = {
-    "data": ("Rows that were held out", ""),
-    "between": (
-        "Between two rows",
-        "In each row, from the first image's code to the last one's, and what the codes on the way decode to.",
-    ),
 }
 
 
@@ -137,28 +127,27 @@ def outcome_charts(record: Record) -> tuple[Chart, ...]:
     data, samples = _points(cloud.get("data")), _points(cloud.get("samples"))
     plane = _columns(event, cloud)
     surface = as_mapping(event.fields.get("map"))
-    side, values = int(as_number(surface.get("side")) or 0), _numbers(surface.get("values"))
-    drawn = []
-    if 1 < side <= 400 and len(values) == side * side:
-        drawn.append(map_chart(_ends(surface, "x"), _ends(surface, "y"), values, side, data, plane))
+    drawn, values = list[Chart](), map_of(surface)
+    if values is not None:
+        drawn.append(map_chart(_ends(surface, "x"), _ends(surface, "y"), values, data, plane))
     if samples[0]:
         drawn.append(cloud_chart(data, samples, plane, _cloud_words(cloud)))
     way = as_mapping(event.fields.get("path"))
     clouds = way.get("clouds")
     stages = [_points(each) for each in clouds[:_MOST_STAGES]] if isinstance(clouds, list) else []
     if len(stages) > 1 and all(stage[0] for stage in stages):
-        drawn.append(path_chart(stages, [int(stage) for stage in _numbers(way.get("stages"))], _where(event)))
+        drawn.append(path_chart(stages, [int(stage) for stage in numbers_of(way.get("stages"))], where_is(event)))
     histograms = event.fields.get("histograms")
     for number, each in enumerate(histograms if isinstance(histograms, list) else []):
         told = as_mapping(each)
-        edges, of_data, of_samples = (_numbers(told.get(name)) for name in ("edges", "data", "samples"))
+        edges, of_data, of_samples = (numbers_of(told.get(name)) for name in ("edges", "data", "samples"))
         if len(edges) == len(of_data) + 1 == len(of_samples) + 1 > 1:
             drawn.append(column_chart(f"column-{number}", str(told.get("name", "")), edges, of_data, of_samples))
     return tuple(drawn)
 
 
 def _cloud_words(cloud: Mapping[str, object]) -> str:
-    shares = _numbers(cloud.get("shares"))
+    shares = numbers_of(cloud.get("shares"))
     if len(shares) != 2:
         return "Rows that were held out, and rows that the density makes."
     return (
@@ -181,7 +170,7 @@ def outcome_facts(record: Record) -> tuple[Fact, ...]:
     event, rows = record.last("density"), record.last("rows")
     if event is None:
         return ()
-    shape = _numbers(event.fields.get("shape"))
+    shape = numbers_of(event.fields.get("shape"))
     facts = [Fact("A row", " × ".join(f"{n:.0f}" for n in shape), "numbers" if len(shape) == 1 else "of an image")]
     for name, words in (("classes", "classes"), ("features", "numbers")):
         if number := event.number(name):
@@ -205,28 +194,6 @@ def outcome_facts(record: Record) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def outcome_drawings(record: Record) -> tuple[Drawing, ...]:
-    """Pictures: samples as they became better, rows of the data, ways between rows, and the way from noise."""
-    events = {int(event.number("step") or 0): event for event in record.events if event.kind == "density"}
-    moments = [(step, _picture(events[step], "samples")) for step in sorted(events)]
-    seen = _spread([(step, markup) for step, markup in moments if markup], _MOST_MOMENTS)
-    drawn = [Drawing("Samples", "Of the same noise at every measurement.", tuple(seen))] if seen else []
-    last = record.last("density")
-    if last is None:
-        return tuple(drawn)
-    for name, (title, caption) in _PICTURES.items():
-        if markup := _picture(last, name):
-            drawn.append(Drawing(title, caption, ((0, markup),), unit=""))
-    pictures, way = as_mapping(last.fields.get("path")).get("pictures"), list[tuple[int, str]]()
-    stages = _numbers(as_mapping(last.fields.get("path")).get("stages"))
-    for number, text in enumerate(pictures[:_MOST_STAGES] if isinstance(pictures, list) else []):
-        if markup := _image(text, f"stage {number}"):
-            way.append((int(stages[number]) if number < len(stages) else number, markup))
-    if way:
-        drawn.append(Drawing("From noise to images", _where(last).strip(), tuple(way), unit="stage"))
-    return tuple(drawn)
-
-
 def outcome_faults(record: Record) -> list[str]:
     """What could not be shown, and why."""
     event = record.last("density")
@@ -235,47 +202,12 @@ def outcome_faults(record: Record) -> list[str]:
     return [f"Something of the density could not be shown: {fault}" for fault in told]
 
 
-def _where(event: Event) -> str:
-    """Where the same lies as a file."""
-    return f" The run's directory has it as {event.text('gif')}." if event.text("gif") else ""
-
-
-def _picture(event: Event, name: str) -> str:
-    return _image(as_mapping(event.fields.get("pictures")).get(name), name)
-
-
-def _image(text: object, words: str) -> str:
-    """A PNG as markup; nothing where it is none."""
-    if not isinstance(text, str) or len(text) > _MOST_PNG:
-        return ""
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return ""
-    if not content.startswith(_PNG):
-        return ""
-    return f'<img class="pixels" alt="{words}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-
-
-def _spread(moments: Sequence[tuple[int, str]], most: int) -> list[tuple[int, str]]:
-    if len(moments) <= most:
-        return list(moments)
-    return [moments[round(number * (len(moments) - 1) / (most - 1))] for number in range(most)]
-
-
-def _numbers(values: object) -> list[float]:
-    """The numbers of a list, if there is nothing else in it."""
-    numbers = [as_number(value) for value in values] if isinstance(values, list) else []
-    good = [number for number in numbers if number is not None and math.isfinite(number)]
-    return good if len(good) == len(numbers) else []
-
-
 def _points(values: object) -> tuple[list[float], list[float]]:
     """Two lists of one length; empty where it is anything else."""
-    pair = [_numbers(each) for each in values] if isinstance(values, list) else []
+    pair = [numbers_of(each) for each in values] if isinstance(values, list) else []
     return (pair[0], pair[1]) if len(pair) == 2 and len(pair[0]) == len(pair[1]) else ([], [])
 
 
 def _ends(surface: Mapping[str, object], name: str) -> tuple[float, float]:
-    ends = _numbers(surface.get(name))
+    ends = numbers_of(surface.get(name))
     return (ends[0], ends[1]) if len(ends) == 2 else (0.0, 1.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from danlu.insight.charts import BLUE, LOW, ORANGE, TEAL, Chart, as_json, figure_json
 
@@ -18,6 +20,8 @@ _HALF, _WHOLE_WIDTH, _LOWEST, _HIGHEST = 400, 900, 300, 480
 """Pixels: what half a page and a whole one have across, and how high a chart may be."""
 _AROUND = 90
 """Pixels above and below a plane."""
+_PEAK = 700.0
+"""Nats: e to that is still a number."""
 _ORDER = [[0.0, BLUE], [0.5, TEAL], [1.0, ORANGE]]
 _BUTTONS = 60
 """Pixels above an animation."""
@@ -30,8 +34,7 @@ _WHOLE = 3000
 def map_chart(
     x: tuple[float, float],
     y: tuple[float, float],
-    values: Sequence[float],
-    side: int,
+    values: Float[np.ndarray, "S S"],
     data: Points,
     names: tuple[str, str],
 ) -> Chart:
@@ -40,15 +43,13 @@ def map_chart(
     Args:
         x: its ends across.
         y: its ends upwards.
-        values: log-densities in nats, row by row from below, ``[side * side]``.
-        side: points along either.
+        values: log-densities in nats, from the lowest row upwards.
         data: rows that were held out.
         names: of the axes.
     """
     import plotly.graph_objects as go
 
-    logarithms = np.asarray(values).reshape(side, side)
-    density = np.exp(logarithms)
+    side, density = len(values), np.exp(np.minimum(values, _PEAK))
     heat = go.Heatmap(
         x=[float(f"{v:.5g}") for v in np.linspace(*x, side)],
         y=[float(f"{v:.5g}") for v in np.linspace(*y, side)],
@@ -64,7 +65,8 @@ def map_chart(
     edges = np.ones(side)
     edges[[0, -1]] = 0.5
     share = float(edges @ density @ edges) * area
-    caption = f"The density, and rows that were held out. Over this part of the plane it adds up to {share:.3f}."
+    told = f"{share:.3f}" if share < 10 else f"{share:.3g}"
+    caption = f"The density, and rows that were held out. Over this part of the plane it adds up to {told}."
     return _plane("map", "Density", caption, figure, names, x, y)
 
 
@@ -117,8 +119,8 @@ def path_chart(stages: Sequence[Points], numbers: Sequence[int], where: str) -> 
     finite = [np.concatenate([np.asarray(points[i]) for points in stages]) for i in range(2)]
     x, y = (_reach(values) for values in finite)
     caption = (
-        f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units; each keeps the colour "
-        f"of where it was from left to right.{where}"
+        f"Points of noise on their way to rows, in {len(stages) - 1} stages, in the data's units; each keeps the "
+        f"colour of where it was from left to right.{where}"
     )
     return _plane("path", "From noise to rows", caption, figure, ("", ""), x, y, top=_BUTTONS)
 
@@ -129,7 +131,7 @@ def column_chart(
     """How one column of the data is distributed, and that of the rows that the density makes."""
     import plotly.graph_objects as go
 
-    middles = [float(f"{(low + high) / 2:.5g}") for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [float(f"{(low + high) / 2:.5g}") for low, high in pairwise(edges)]
     bars = go.Bar(x=middles, y=list(data), name="held out", marker={"color": ORANGE}, opacity=0.45)
     line = go.Scatter(x=middles, y=list(samples), name="samples", mode="lines", line={"color": TEAL, "shape": "hvh"})
     for trace in (bars, line):
@@ -168,7 +170,7 @@ def _plane(
     legend: bool = False,
     top: int = 0,
 ) -> Chart:
-    """A chart of the plane: a unit across is as long as one upwards, where both are alike; wide where it has buttons."""
+    """A chart of the plane, a unit across as long as one upwards where both are alike; wide where it has buttons."""
     across, up = x[1] - x[0], y[1] - y[0]
     alike, width = 0.25 < across / up < 4, _WHOLE_WIDTH if top else _HALF
     height = round(min(max(width * up / across, _LOWEST), _HIGHEST)) if alike else _LOWEST

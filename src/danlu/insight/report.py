@@ -21,10 +21,10 @@ from danlu.insight.density import (
     judge_density,
     learned_density,
     outcome_charts,
-    outcome_drawings,
     outcome_facts,
     outcome_faults,
 )
+from danlu.insight.density_pictures import outcome_drawings
 from danlu.insight.fit import Fit, judge_fit
 from danlu.insight.page import Fact, Page, Sample, render
 from danlu.insight.preferences import learned_preferences, preference_charts, preference_facts

@@ -92,6 +92,7 @@ pre b { color: var(--key); font-weight: 500; } pre i { color: var(--muted); font
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 16px; }
 .charts + .pictures, .charts + .card, .pictures + .card { margin-top: 16px; }
 .pixels { display: block; width: 100%; max-height: 420px; object-fit: contain; image-rendering: pixelated; }
+.surface { display: block; width: 100%; height: 300px; border-radius: 4px; }
 .plot .menulayer rect, .plot .slider-rail-rect { cursor: pointer; }
 details summary { cursor: pointer; color: var(--muted); padding: 6px 0; }
 footer { color: var(--muted); font-size: 0.82rem; margin-top: 48px; }

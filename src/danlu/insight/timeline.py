@@ -88,7 +88,7 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
     match event.kind:
         case "start":
             steps = event.number("steps")
-            return "Started", f"{steps:,.0f} steps" if steps is not None else ""
+            return "Started", f"{steps:,.0f} steps" if steps else ""
         case "note":
             return "Note", event.text("message")
         case "ranks":
@@ -116,7 +116,9 @@ def _told(event: Event) -> tuple[str, str]:  # noqa: PLR0911 - one for each kind
             num = event.number("num_envs") or 1
             if not event.text("env"):
                 return "No environment", "what is learned from is drawn by chance"
-            return "Environment made", f"{event.text('env')}{f', {num:,.0f} side by side' if num > 1 else ''}"
+            several = f", {num:,.0f} side by side" if num > 1 else ""
+            most = event.number("env_steps")
+            return "Environment made", event.text("env") + several + (f", for {most:,.0f} steps" if most else "")
         case "end":
             seconds = event.number("seconds")
             words = [_reason(event), at, f"after {duration(seconds)}" if seconds is not None else ""]

@@ -16,7 +16,7 @@ _MOST_CELLS, _MOST_MOMENTS = 9000, 24
 _WRITTEN_UP_TO = 150
 """Numbers in more cells could not be read."""
 _CELL = 44
-_SCALE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+SCALE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Viridis (van der Walt and Smith, 2015): as light as it is large, and told apart by all eyes."""
 _MIDDLE = 0.18
 """The luminance that black and white stand out from alike."""
@@ -173,11 +173,11 @@ def _caption(grid: Grid, last: Measured) -> str:
 
 def _colored(share: float) -> tuple[str, str]:
     """The colour of a share of the scale, and that of what is written on it."""
-    place = min(max(share, 0.0), 1.0) * (len(_SCALE) - 1)
-    index = min(int(place), len(_SCALE) - 2)
+    place = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)
+    index = min(int(place), len(SCALE) - 2)
     part = place - index
     red, green, blue = (
-        round(low + part * (high - low)) for low, high in zip(_SCALE[index], _SCALE[index + 1], strict=True)
+        round(low + part * (high - low)) for low, high in zip(SCALE[index], SCALE[index + 1], strict=True)
     )
     weights = zip((red, green, blue), (0.2126, 0.7152, 0.0722), strict=True)
     luminance = sum(weight * (part / 255) ** 2.2 for part, weight in weights)

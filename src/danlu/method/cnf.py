@@ -40,6 +40,16 @@ class CNF(ContinuousMethod, MaximumLikelihood):
     frequencies: int = Field(3, ge=1)
     """The network is told sin and cos of so many multiples of pi t."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `DensityMethod`: what steps of a fixed length do to a likelihood that is made as high as it gets."""
+        if self.solver == "dopri5":
+            return ()
+        return (
+            f"{self.solver} follows the field in steps of one length, and a field that is steep between them looks "
+            "likelier than it is: look at the likelihood by method.solver=dopri5",
+        )
+
     def density(self, space: Space, network: Config | None, seed: int) -> ContinuousFlow:
         """See `DensityMethod`: it begins with a field of zeros."""
         network = network or _DEFAULT

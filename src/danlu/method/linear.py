@@ -14,7 +14,7 @@ from danlu.errors import UnsupportedError
 from danlu.method.features import FeatureMap, Features
 from danlu.method.step_size import StepSize
 from danlu.method.tables import drawn, explored, table
-from danlu.spaces import Spaces
+from danlu.spaces import Spaces, in_words
 
 
 class LinearAgent(Agent):
@@ -33,7 +33,7 @@ class LinearAgent(Agent):
         super().__init__(spaces)
         self.features = FeatureMap(features, spaces.observation)
         if spaces.num_actions is None:
-            raise UnsupportedError(f"there is no end of actions in {spaces.action}", where="data.env")
+            raise UnsupportedError(f"there is no end of actions in {in_words(spaces.action)}", where="data.env")
         self.num_actions = spaces.num_actions
         action: Any = spaces.action
         self.first_action = int(action.start)

@@ -24,7 +24,7 @@ class Planning(FiniteMethod):
 
     Recorded: "loss", by how much Bellman's optimality equation is missed at most (the largest change that a sweep would
     make, as the policy is improved); "value", the mean over states; "changed", the share of states whose action
-    changed; "stable", 1 when none did.
+    changed.
     """
 
     mechanism: ClassVar[str] = "dynamic programming"
@@ -41,7 +41,7 @@ class Planning(FiniteMethod):
             policy = agent.policy.clone()
             residual = self.iterate(agent, equations)
             changed = float((agent.policy != policy).double().mean())
-        return {"loss": residual, "value": float(agent.v.mean()), "changed": changed, "stable": float(changed == 0)}
+        return {"loss": residual, "value": float(agent.v.mean()), "changed": changed}
 
     @abstractmethod
     def iterate(self, agent: PlanningTable, equations: Bellman) -> float:

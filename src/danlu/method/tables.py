@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from danlu.acting import Agent, Choice, Discounting, Goal, Level, World
 from danlu.errors import UnsupportedError
 from danlu.method.bellman import Bellman
-from danlu.spaces import Spaces
+from danlu.spaces import Spaces, in_words
 
 
 def table(*shape: int) -> nn.Parameter:
@@ -33,7 +33,8 @@ def sizes(spaces: Spaces) -> tuple[int, int]:
     """
     num_states, num_actions = spaces.num_states, spaces.num_actions
     if num_states is None or num_actions is None:
-        what = f"a table has no row for each of {spaces.observation}, or no column for each of {spaces.action}"
+        shown, taken = in_words(spaces.observation), in_words(spaces.action)
+        what = f"a table has no row for each of {shown}, or no column for each of {taken}"
         raise UnsupportedError(what, where="data.env", do="Choose a finite world (gridworld), or a network's method.")
     return num_states, num_actions
 

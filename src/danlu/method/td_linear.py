@@ -33,7 +33,7 @@ from danlu.method.linear import LinearValue, Weighing
 from danlu.method.step_size import StepSize
 from danlu.method.tables import fixed_policy
 from danlu.registry import export
-from danlu.spaces import Spaces
+from danlu.spaces import Spaces, in_words
 
 
 @export("method", "td_linear", source="Tsitsiklis and Van Roy, 1997, https://doi.org/10.1109/9.580874")
@@ -66,7 +66,7 @@ class TDLinear(Discounting):
         """
         num_states, num_actions = spaces.num_states or 1, spaces.num_actions or 1
         if self.policy and not isinstance(spaces.observation, Discrete):
-            what = f"a policy is given state by state, and there is no end of them in {spaces.observation}"
+            what = f"a policy is given state by state, and there is no end of them in {in_words(spaces.observation)}"
             raise UnsupportedError(what, where="method.policy", do="Leave it out: all actions alike.")
         policy = fixed_policy(self.policy, self.epsilon, num_states if self.policy else 1, num_actions)
         return LinearValue(spaces, self.features, policy)

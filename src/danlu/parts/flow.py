@@ -61,11 +61,18 @@ class Flow(Density, ABC):
 
     def encode(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`."""
+        self.evaluations = 1
         return self(x, context)[0]
 
     def decode(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, "N ..."]:
         """See `Density`."""
+        self.evaluations = self.to_decode
         return self.stages(z, context, None)
+
+    @property
+    def to_decode(self) -> int:
+        """How often each network is asked to make a row."""
+        return 1
 
     def path(self, z: Float[Tensor, "N ..."], context: Tensor | None = None) -> list[Tensor]:
         """See `Density`: the stage after every step."""
@@ -130,6 +137,7 @@ class Chain(Flow, ABC):
 
     def log_prob(self, x: Float[Tensor, "N ..."], context: Tensor | None = None) -> Float[Tensor, " N"]:
         """See `Density`: exact."""
+        self.evaluations = 1
         flat, told, weights = _beside(x), _beside(context), self.weights()
         if torch.is_grad_enabled():
             return _Likelihood.apply(self, flat, told, *weights)  # type: ignore[no-any-return]

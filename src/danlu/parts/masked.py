@@ -98,6 +98,11 @@ class Masked(Chain):
             torch.searchsorted(degrees(size, units, lowest=lowest), steps).tolist() for units in network.hidden
         ]
 
+    @property
+    def to_decode(self) -> int:
+        """See `Flow`: a number at a time."""
+        return self.space.size
+
     def weights(self) -> Sequence[Tensor]:
         """See `Chain`."""
         return self.conditioners.weights()

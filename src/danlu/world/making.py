@@ -54,10 +54,9 @@ def find(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise RecipeError(
-                f"the module '{module}' of '{env_id}' cannot be imported: {error}", where="data.env"
-            ) from None
+        except Exception as error:
+            what = f"the module '{module}' of '{env_id}' cannot be imported: {type(error).__name__}: {error}"
+            raise RecipeError(what, where="data.env") from None
     name = _SHORT.get(name, name)
     spec = gymnasium.registry.get(name)
     if spec is not None:
@@ -97,7 +96,8 @@ def make(
     except DanluError:
         raise
     except (DependencyNotInstalled, ImportError) as error:
-        what = f"'{spec.id}' needs a package that is missing: {error}"
+        said = str(error).partition(", run `pip")[0]
+        what = f"'{spec.id}' needs a package that is missing: {said}"
         raise UnsupportedError(what, where="data.env", do=_install(spec)) from None
     except Exception as error:
         said = str(error).partition(" was raised from the environment creator")[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -69,8 +71,25 @@ def record(
         made.env.close()
 
 
-def make_seen(env_id: str, options: Mapping[str, Any] | None, mode: Literal["rgb_array", "human"]) -> Made:
+def has_screen() -> bool:
+    """Whether there is a screen to open a window on, as far as that can be told."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def make_seen(
+    env_id: str,
+    options: Mapping[str, Any] | None,
+    mode: Literal["rgb_array", "human"],
+    *,
+    time_limit: int | None = None,
+) -> Made:
     """Make one environment that shows itself: as arrays, or in a window, which may show its arrays.
+
+    Args:
+        env_id: see `danlu.world.making.find`.
+        options: what it takes.
+        mode: which.
+        time_limit: see `danlu.world.making.make`.
 
     Raises:
         UnsupportedError: where it does not do that.
@@ -81,7 +100,9 @@ def make_seen(env_id: str, options: Mapping[str, Any] | None, mode: Literal["rgb
     if mode not in modes and "rgb_array" not in modes:
         does = "draws no pictures" if mode == "rgb_array" else "does not show itself"
         raise UnsupportedError(f"'{probe.name}' {does}", where="data.env")
-    made = make(env_id, options, render_mode=mode if mode in modes else "rgb_array")
+    if not has_screen():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # or what draws looks for one, and says that it found none
+    made = make(env_id, options, time_limit=time_limit, render_mode=mode if mode in modes else "rgb_array")
     return made if mode in modes else replace(made, env=HumanRendering(made.env))
 
 
