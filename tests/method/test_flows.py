@@ -154,7 +154,8 @@ def test_what_is_made_of_noise_can_be_differentiated(name: str) -> None:
     x = rows_of(flow.space, 1).x
     z = flow.encode(x).detach()
     there, back = (
-        torch.autograd.functional.jacobian(lambda v, f=f: f(v)[0], at)[:, 0] for f, at in ((flow.encode, x), (flow.decode, z))
+        torch.autograd.functional.jacobian(lambda v, f=f: f(v)[0], at)[:, 0]
+        for f, at in ((flow.encode, x), (flow.decode, z))
     )
     torch.testing.assert_close(there @ back, torch.eye(4, dtype=torch.float64))
     made = gradients(flow, flow.decode(z).sum())

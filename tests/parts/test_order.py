@@ -12,7 +12,7 @@ from danlu.parts.order import Mixing, of_halves, of_wholes
 @pytest.mark.parametrize("size", [2, 5, 8])
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_all_ways_in_turn_lead_home(mixing: Mixing, size: int, num: int) -> None:
-    row = torch.arange(size)[:, None]
+    row = torch.arange(float(size))[:, None]
     for make, swaps in ((of_halves, True), (of_wholes, False)):
         orders = make(mixing, size, num, 3)
         x = row
@@ -28,7 +28,7 @@ def test_all_ways_in_turn_lead_home(mixing: Mixing, size: int, num: int) -> None
 
 def test_halves_change_places_by_turns() -> None:
     orders = of_halves("alternate", 5, 3, 0)
-    taken = orders(0, torch.arange(5)[:, None])
+    taken = orders(0, torch.arange(5.0)[:, None])
     assert taken[:, 0].tolist() == [0, 2, 4, 1, 3]
     assert orders.stays == [False, True, True, False]
     assert not orders.state_dict()

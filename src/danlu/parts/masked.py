@@ -42,8 +42,9 @@ def degrees(size: int, units: int, *, lowest: int) -> Int[Tensor, " units"]:
 
 
 def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Tensor]:
-    """Of each layer of a network, which weights there are, ``[out, in]``; its outputs are `wants` blocks of one for
-    each number.
+    """Of each layer of a network, which weights there are, ``[out, in]``.
+
+    Its outputs are `wants` blocks of one for each number.
 
     Args:
         size: numbers of a row; they come first among the inputs.
