@@ -101,7 +101,7 @@ class EpisodeByEpisode(MonteCarlo):
     episodes: int = Field(10, ge=1)
     """Episodes a turn."""
     visits: Literal["every", "first"] = "first"
-    """Which returns of a state and action count that come more than once in an episode: the first is cut the latest."""
+    """Which returns of a state and action count that come more than once in an episode; the first is the longest."""
     unfinished: int = Field(0, ge=0)
     """Of an episode that was cut short, the last so many steps are not learnt from."""
     step_size: StepSize = StepSize(kind="harmonic")

@@ -96,9 +96,10 @@ def make(
     except DanluError:
         raise
     except (DependencyNotInstalled, ImportError) as error:
-        said = str(error).partition(", run `pip")[0]
+        said, do = str(error), _install(spec)
+        said = said.partition(", run `pip")[0] if do else said  # which is told once
         what = f"'{spec.id}' needs a package that is missing: {said}"
-        raise UnsupportedError(what, where="data.env", do=_install(spec)) from None
+        raise UnsupportedError(what, where="data.env", do=do) from None
     except Exception as error:
         said = str(error).partition(" was raised from the environment creator")[0]
         if isinstance(error, TypeError) and given and "argument" in said:
@@ -129,7 +130,7 @@ def _install(spec: EnvSpec) -> str:
     if extra is None and spec.id.partition("-")[0] in _mujoco_names():
         extra = "mujoco"
     if extra is None:
-        return "Install what it asks for."
+        return ""
     package = "danlu" if extra == _OUR_OWN else "gymnasium"
     return f'Run `pip install "{package}[{extra}]"`.'
 
