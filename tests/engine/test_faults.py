@@ -152,7 +152,7 @@ def test_a_process_that_encodes_and_dies_ends_the_run_with_what_was_learned(tmp_
 
     run = tmp_path / "run"
     with processes_for_little():
-        words = failed(danlu.train, several(tmp_path), listeners=[Listener(2, kill)])
+        words = failed(danlu.train, several(tmp_path), listeners=[Listener(step, kill) for step in range(2, 6)])
         assert words.startswith("a process that encodes documents died. Set data.workers=1; ")
         assert checkpoints(run) == [steps(run)[-1]]
         resumed(run, "data.workers=1")
