@@ -209,7 +209,7 @@ class DensityExperiment:
 
     def _shown(self, run: Path, history: History) -> Shown:
         """What there is to see of it; the first rank looks."""
-        if self.measured is None or self.ranks.rank:
+        if not self.ranks.leads:
             return
         rows = rows_of(self.measured, np.arange(min(len(self.measured), _SHOWN)))
         final = history.progress.step >= self.steps

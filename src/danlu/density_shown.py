@@ -138,9 +138,11 @@ def _likelihood(framed: Framed, held_out: Rows) -> dict[str, Any]:
     density = framed.density
     if density.likelihood == "none":
         return {}
-    rows = _head(held_out, _LIKELY_SOLVED if density.evaluations > 1 else _LIKELY)
-    mean = _log_prob(framed, rows).double().mean()
-    fields = {"log_likelihood": _finite(mean), "log_likelihood_rows": len(rows)}
+    each = _log_prob(framed, _head(held_out, _LIKELY_SOLVED))
+    if density.evaluations == 1:
+        each = _log_prob(framed, _head(held_out, _LIKELY))
+    mean = each.double().mean()
+    fields = {"log_likelihood": _finite(mean), "log_likelihood_rows": len(each)}
     if len(framed.frame.shape) == 3:
         fields["bits_per_dim"] = _finite(-mean / (density.space.size * math.log(2)))
     return fields

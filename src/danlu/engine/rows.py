@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from danlu.engine.device import Device
 from danlu.engine.learner import Measured
@@ -27,6 +27,11 @@ class RowUpdater(Updater):
 
     def ready(self, device: Device) -> None:
         """Nothing: networks of densities are seldom bound by products, so nobody compares them with a device's peak."""
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """See `Learner`: buffers too, since how rows are shown to the network is as much of it as its weights."""
+        return dict(self.policy.state_dict())
 
     @cached_property
     def trained(self) -> list[nn.Parameter]:
