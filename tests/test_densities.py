@@ -14,7 +14,7 @@ from tests.launching import Launch
 
 import danlu
 from danlu.engine.record import rows_of
-from danlu.errors import CheckpointError, DanluError, RecipeError, UnsupportedError
+from danlu.errors import CheckpointError, DanluError, DataError, RecipeError, UnsupportedError
 
 SMALL = ("data.train=moons", "data.rows=600", "data.step_rows=64", "run.steps=8", "run.threads=1", "run.eval_every=4")
 NOISY = ("seconds", "samples_per_second", "memory_bytes", "packs")
@@ -121,6 +121,15 @@ def test_rows_that_are_too_small_to_couple_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(100, 1)).astype(np.float32))
     with pytest.raises(UnsupportedError, match="one number"):
         train("nice", tmp_path / "run", f"data.train={tmp_path / 'one.npy'}")
+
+
+def test_a_run_goes_on_with_the_rows_it_began_with_and_no_others(tmp_path: Path) -> None:
+    file, chance = tmp_path / "rows.npy", np.random.default_rng(0)
+    np.save(file, chance.normal(size=(300, 2)).astype(np.float32))
+    run = train("nice", tmp_path / "run", f"data.train={file}")
+    np.save(file, chance.normal(size=(300, 2)).astype(np.float32))
+    with pytest.raises(DataError, match="the run learned from other rows than these"):
+        danlu.resume(run.path, "run.steps=12")
 
 
 def test_a_row_that_is_not_finite_at_training_is_traced(tmp_path: Path) -> None:

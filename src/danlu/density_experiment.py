@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from danlu.engine.parallel import Parallel, Replicated
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Recorder
 from danlu.engine.rows import RowUpdater
-from danlu.errors import RecipeError
+from danlu.errors import DataError, RecipeError
 from danlu.parts.frame import Frame
 from danlu.parts.framed import Framed
 from danlu.reading import dump_recipe
@@ -65,12 +66,24 @@ class DrawnRows:
         return self.indices.epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Source`."""
-        return self.indices.state_dict()
+        """See `Source`; which rows these are, too."""
+        return self.indices.state_dict() | {"data": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Source`."""
+        """See `Source`.
+
+        Raises:
+            DataError: when the state is of other rows.
+        """
         self.indices.load_state_dict(state)
+        if state.get("data") != self.fingerprint:
+            what = "the run learned from other rows than these, of which there were as many"
+            raise DataError(what, where=self.arrays.origin, do="Give it the data it began with, or start anew.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By which its rows are told from others."""
+        return self.arrays.fingerprint()
 
 
 def rows_of(arrays: Arrays, chosen: np.ndarray) -> Rows:
