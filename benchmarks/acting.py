@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,10 +125,10 @@ def _next(function: Any, seeds: Any, env: dict[str, str], given: dict[str, Any])
 
 def _row(name: str, trial: Trial, side: str, found: dict[str, list[Facts]], peer: str) -> list[str]:
     def speeds(of: str) -> list[float]:
-        return [_speed(f["turns"]) for f in found[of]]
+        return [float(f["speed"]) for f in found[of]]
 
     faster, target = Spread.ratio(speeds(side), speeds(peer)), ACTING_SPEED_UP[name]
-    reached, theirs = ([_reached(f["turns"], trial.reached) for f in found[of]] for of in (side, peer))
+    reached, theirs = ([f["reached"] for f in found[of]] for of in (side, peer))
     times = [r for r in reached if r is not None]
     sooner = [them / us for us, them in zip(reached, theirs, strict=True) if us is not None and them is not None]
     return [
@@ -145,42 +145,38 @@ def _row(name: str, trial: Trial, side: str, found: dict[str, list[Facts]], peer
 class Turns:
     """When how many steps were done; how many episodes had ended since the last time, and their mean return."""
 
-    seconds: list[float]
-    steps: list[int]
-    episodes: list[int]
-    returns: list[float]
+    seconds: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    ended: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, began: float, steps: int, episodes: int, returned: float) -> None:
         self.seconds.append(time.perf_counter() - began)
         self.steps.append(steps)
-        self.episodes.append(episodes)
-        self.returns.append(returned)
+        self.ended.append((episodes, episodes * returned))
 
+    def facts(self, wanted: float, began: float) -> Facts:
+        """Steps a second from the first turn's end to the last's, the time to a return, and that of the whole call."""
+        speed = (self.steps[-1] - self.steps[0]) / (self.seconds[-1] - self.seconds[0])
+        return {"speed": speed, "reached": self._reached(wanted), "all": time.perf_counter() - began}
 
-def _speed(turns: dict[str, list[Any]]) -> float:
-    """Steps a second from the first turn's end to the last's."""
-    seconds, steps = turns["seconds"], turns["steps"]
-    return float((steps[-1] - steps[0]) / (seconds[-1] - seconds[0]))
-
-
-def _reached(turns: dict[str, list[Any]], wanted: float) -> float | None:
-    """Seconds from the first turn's end until the last episodes had a return."""
-    last = deque[tuple[int, float]]()
-    for seconds, episodes, returned in zip(turns["seconds"], turns["episodes"], turns["returns"], strict=True):
-        last.append((episodes, episodes * returned))
-        while sum(n for n, _ in last) - last[0][0] >= AVERAGED:
-            last.popleft()
-        num = sum(n for n, _ in last)
-        if num >= AVERAGED and sum(total for _, total in last) / num >= wanted:
-            return float(seconds - turns["seconds"][0])
-    return None
+    def _reached(self, wanted: float) -> float | None:
+        """Seconds from the first turn's end until the last episodes had a return."""
+        last = deque[tuple[int, float]]()
+        for seconds, ended in zip(self.seconds, self.ended, strict=True):
+            last.append(ended)
+            while sum(n for n, _ in last) - last[0][0] >= AVERAGED:
+                last.popleft()
+            num = sum(n for n, _ in last)
+            if num >= AVERAGED and sum(total for _, total in last) / num >= wanted:
+                return seconds - self.seconds[0]
+        return None
 
 
 def danlu_side(name: str, steps: int, threads: int, seed: int) -> Facts:
     """In a child: `danlu.train` of the built-in recipe of the method's name."""
     from danlu import train
 
-    trial, turns = TRIALS[name], Turns([], [], [], [])
+    trial, turns = TRIALS[name], Turns()
     overrides = {
         "data.env": trial.env,
         "data.num_envs": trial.num_envs,
@@ -206,8 +202,7 @@ def danlu_side(name: str, steps: int, threads: int, seed: int) -> Facts:
     with tempfile.TemporaryDirectory() as folder:
         overrides["run.out"] = f"{folder}/run"
         train(name, *(f"{key}={value}" for key, value in overrides.items()), listeners=[Listener()])
-        seconds = time.perf_counter() - began
-    return {"turns": asdict(turns), "all": seconds}
+    return turns.facts(trial.reached, began)
 
 
 def sb3_side(name: str, steps: int, threads: int, seed: int) -> Facts:
@@ -221,7 +216,7 @@ def sb3_side(name: str, steps: int, threads: int, seed: int) -> Facts:
     from stable_baselines3.common.noise import NormalActionNoise
 
     torch.set_num_threads(threads)
-    trial, turns = TRIALS[name], Turns([], [], [], [])
+    trial, turns = TRIALS[name], Turns()
     package, kind = trial.peer
     settings = dict(trial.settings)
     for key in trial.linear:
@@ -253,4 +248,4 @@ def sb3_side(name: str, steps: int, threads: int, seed: int) -> Facts:
     model.learn(steps, callback=Watch())
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model")
-    return {"turns": asdict(turns), "all": time.perf_counter() - began}
+    return turns.facts(trial.reached, began)

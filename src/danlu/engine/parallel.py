@@ -103,7 +103,7 @@ class Parallel:
         """Leave in every parameter the gradient summed over ranks, after the last pack."""
         for parameter in model.parameters():
             if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = _dense(parameter.grad)
+                parameter.grad = parameter.grad.to_dense()
 
     def settle(self, model: nn.Module) -> None:
         """Put weights back the way they lie after they were only looked at."""
