@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -74,7 +75,7 @@ class Rows:
         x: the rows, ``[N, *shape]`` (float32).
         condition: classes ``[N]`` (int64) or numbers ``[N, features]`` (float32); None where there are none.
         sample: which rows they are, ``[N]`` (int64, on the host); randomness is keyed by it.
-        keys: a random key a row, ``[N]`` (int32).
+        key: of the update.
         parts: how many rows each group in it has, in order.
         log_det: log of how much each row was spread out on its way from the data's units, ``[N]``; None before that.
         estimates: see `LossMethod.estimates`.
@@ -83,19 +84,19 @@ class Rows:
     x: Tensor
     condition: Tensor | None
     sample: Int[Tensor, " N"]
-    keys: Int[Tensor, " N"]
+    key: int
     parts: tuple[int, ...]
     log_det: Float[Tensor, " N"] | None = None
     estimates: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(x: Tensor, condition: Tensor | None, sample: Tensor) -> Rows:
-        """One group, whose keys are those of no update."""
-        return Rows(x, condition, sample, _keys(0, sample), (len(x),))
+        """One group, whose key is that of no update."""
+        return Rows(x, condition, sample, 0, (len(x),))
 
     @staticmethod
     def join(groups: Sequence[Rows]) -> Rows:
-        """Several groups, at least one."""
+        """Several groups of an update, at least one."""
         if len(groups) == 1:
             return groups[0]
         conditions = [g.condition for g in groups if g.condition is not None]
@@ -103,7 +104,7 @@ class Rows:
             torch.cat([g.x for g in groups]),
             torch.cat(conditions) if conditions else None,
             torch.cat([g.sample for g in groups]),
-            torch.cat([g.keys for g in groups]),
+            groups[0].key,
             tuple(n for g in groups for n in g.parts),
         )
 
@@ -136,15 +137,16 @@ class Rows:
         if self.x.device == torch.device(device):
             return self
         condition = None if self.condition is None else self.condition.to(device)
-        return replace(self, x=self.x.to(device), condition=condition, keys=self.keys.to(device))
+        return replace(self, x=self.x.to(device), condition=condition)
 
     def keyed(self, key: int) -> Rows:
-        """The same with the keys of an update."""
-        return replace(self, keys=_keys(key, self.sample).to(self.x.device))
+        """The same with the key of an update."""
+        return replace(self, key=key)
 
-
-def _keys(key: int, sample: Tensor) -> Tensor:
-    return token_keys(key, sample, torch.zeros_like(sample))
+    @cached_property
+    def keys(self) -> Int[Tensor, " N"]:
+        """A random key a row, ``[N]`` (int32); made where it is asked for, since most flows draw nothing."""
+        return token_keys(self.key, self.sample, torch.zeros_like(self.sample)).to(self.x.device)
 
 
 class Density(nn.Module, ABC):

@@ -122,7 +122,6 @@ def part_of(rows: Rows, start: int, stop: int) -> Rows:
         x=rows.x[some],
         condition=None if rows.condition is None else rows.condition[some],
         sample=rows.sample[some],
-        keys=rows.keys[some],
         log_det=None if rows.log_det is None else rows.log_det[some],
         parts=(stop - start,),
     )

@@ -20,7 +20,7 @@ def rows_of(num: int, space: Space, *, seed: int = 0, parts: tuple[int, ...] | N
     elif space.features:
         condition = torch.randn(num, space.features, generator=chance)
     x = torch.randn(num, *space.shape, generator=chance)
-    rows = Rows(x, condition, torch.arange(num), torch.zeros(num, dtype=torch.int32), parts or (num,), torch.zeros(num))
+    rows = Rows(x, condition, torch.arange(num), 0, parts or (num,), torch.zeros(num))
     return rows.keyed(fold(seed, 7))
 
 
@@ -29,7 +29,7 @@ def some(rows: Rows, which: slice) -> Rows:
     x = rows.x[which]
     condition = None if rows.condition is None else rows.condition[which]
     log_det = None if rows.log_det is None else rows.log_det[which]
-    return Rows(x, condition, rows.sample[which], rows.keys[which], (len(x),), log_det)
+    return Rows(x, condition, rows.sample[which], rows.key, (len(x),), log_det)
 
 
 def shaken(density: Density, *, by: float = 0.3, seed: int = 5) -> Density:

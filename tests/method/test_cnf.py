@@ -184,7 +184,7 @@ def test_it_learns_a_normal_distribution() -> None:
 
     def draw(step: int) -> Rows:
         rows = rows_of(128, space, seed=step)
-        return Rows(rows.x @ spread.T, None, rows.sample, rows.keys, rows.parts, rows.log_det)
+        return Rows(rows.x @ spread.T, None, rows.sample, rows.key, rows.parts, rows.log_det)
 
     method = CNF(tolerance=1e-3)
     density = method.density(space, MLP(hidden=(16, 16), initial="uniform"), 1)

@@ -69,7 +69,7 @@ def test_the_loss_is_least_at_the_noise_that_is_expected(schedule: Schedule) -> 
 
     def rows(seed: int) -> Rows:
         rows = rows_of(500, Space((1,)), seed=seed)
-        return Rows(rows.x * 0.5, None, rows.sample, rows.keys, rows.parts, rows.log_det)
+        return Rows(rows.x * 0.5, None, rows.sample, rows.key, rows.parts, rows.log_det)
 
     packs = [rows(seed) for seed in range(60)]
     found = sums_and_slopes(method, density, field, packs)
@@ -188,7 +188,7 @@ def test_it_learns_two_modes() -> None:
         rows = rows_of(256, Space((1,)), seed=step)
         right = torch.rand(256, 1, generator=torch.Generator().manual_seed(step + 10**6)) < 0.7
         x = rows.x * 0.2 + torch.where(right, 0.7, -1.3)
-        return Rows(x, None, rows.sample, rows.keys, rows.parts, rows.log_det)
+        return Rows(x, None, rows.sample, rows.key, rows.parts, rows.log_det)
 
     method = Diffusion(num_steps=100, sampling_steps=100)
     density = method.density(Space((1,)), MLP(hidden=(64, 64), activation="silu", initial="uniform"), 0)

@@ -34,7 +34,7 @@ def made(
 def normal_rows(num: int, seed: int, size: int = 1) -> Rows:
     """Rows from N(MEAN, SPREAD^2)."""
     rows = rows_of(num, Space((size,)), seed=seed)
-    return Rows(rows.x * SPREAD + MEAN, None, rows.sample, rows.keys, rows.parts, rows.log_det)
+    return Rows(rows.x * SPREAD + MEAN, None, rows.sample, rows.key, rows.parts, rows.log_det)
 
 
 def velocity(path: str, t: Tensor, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def mixture(num: int, seed: int) -> Rows:
     rows = rows_of(num, Space((2,)), seed=seed)
     right = torch.rand(num, generator=torch.Generator().manual_seed(seed + 10**6)) < 0.7
     centres = torch.where(right[:, None], torch.tensor([2.0, 1.0]), torch.tensor([-2.0, 0.0]))
-    return Rows(rows.x * 0.3 + centres, None, rows.sample, rows.keys, (num,), rows.log_det)
+    return Rows(rows.x * 0.3 + centres, None, rows.sample, rows.key, (num,), rows.log_det)
 
 
 @pytest.mark.parametrize("pairing", ["none", "optimal_transport"])

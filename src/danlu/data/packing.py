@@ -46,6 +46,8 @@ def pack(lengths: Sequence[int] | Int[np.ndarray, " N"], budget: int, look_ahead
         >>> pack([6, 5, 4, 2], budget=10)
         [[0, 3], [1, 2]]
     """
+    if sum(lengths) <= budget:
+        return [list(range(len(lengths)))] if len(lengths) else []
     sizes = np.asarray(lengths, dtype=np.int64)
     packs = best_fit(sizes, budget, look_ahead)
     if look_ahead == 1:

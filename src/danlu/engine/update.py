@@ -111,7 +111,8 @@ class Updater(Learner):
         models = self.around
         if not self.policy.training:
             self.policy.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained:
+            parameter.grad = None
         estimates, flops = self._estimated([(groups, packs, agreed)], key)
         sums, backward = _Sums(), self.passes_back()
         for number, batch in enumerate(self._turns(packs, groups, agreed.rounds)):

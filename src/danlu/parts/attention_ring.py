@@ -233,7 +233,7 @@ class RingMemory:
             shares: of each visiting rank's keys and values, in turn, or None where they were not seen.
             like: this rank's keys.
         """
-        wide, wait = precise(like), None
+        wide, wait, taken = precise(like), None, like
         for turn, (visit, share) in enumerate(shares):
             if wait is None:
                 carried = like.new_zeros(2, visit.num_rows, *like.shape[1:], dtype=wide)

@@ -162,6 +162,11 @@ class Frame(nn.Module):
         frame.load_state_dict(state)
         return frame
 
+    @property
+    def noisy(self) -> bool:
+        """Whether there are whole numbers, which noise is put on."""
+        return self._plan().noisy
+
     def forward(
         self, x: Float[Tensor, "N ..."], keys: Int[Tensor, " N"] | None = None
     ) -> tuple[Float[Tensor, "N ..."], Float[Tensor, " N"]]:

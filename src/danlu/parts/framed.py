@@ -44,7 +44,7 @@ class Framed(nn.Module):
             fit: the method's.
         """
         density, frame = self.density, self.frame
-        x, log_det = frame(rows.x, rows.keys)
+        x, log_det = frame(rows.x, rows.keys if frame.noisy else None)
         if density.space.shape != frame.shape:
             x = x.view(len(x), *density.space.shape)
         return fit(density, replace(rows, x=x, log_det=log_det, condition=frame.condition(rows.condition)))

@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from jaxtyping import Float, Int
@@ -94,7 +95,7 @@ class Masked(Chain):
         )
         self.orders = of_wholes(mixing, size, num, seed)
         lowest = 0 if space.context else 1
-        steps = torch.arange(size + 1)
+        self._units, steps = sum(network.hidden), torch.arange(size + 1)
         self._seen = [
             torch.searchsorted(degrees(size, units, lowest=lowest), steps).tolist() for units in network.hidden
         ]
@@ -155,13 +156,14 @@ class Masked(Chain):
     def undone(self, z: Float[Tensor, "D N"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Chain`; no gradient goes through."""
         steps = self.conditioners.layers(self.conditioners.masked(self.weights()))
+        together = max(1, _HELD // max(1, self._units))
         x = self.orders.backward(self.num, z)
         for k in range(self.num - 1, -1, -1):
-            if x.shape[1] <= _TOGETHER:
+            if x.shape[1] <= together:
                 x = self._undone(steps[k], x, context)
             else:
-                told = [None] * x.shape[1] if context is None else context.split(_TOGETHER, 1)
-                each = zip(x.split(_TOGETHER, 1), told, strict=False)
+                told = repeat(None) if context is None else context.split(together, 1)
+                each = zip(x.split(together, 1), told, strict=False)
                 x = torch.cat([self._undone(steps[k], some, c) for some, c in each], 1)
             if k and kept is not None:
                 kept.append(self.orders.home(k, x))
@@ -201,5 +203,6 @@ class Masked(Chain):
         return made
 
 
-_TOGETHER = 1024
-"""Rows that are made at once: as many as a processor's nearest memory holds what is known of."""
+_HELD = 1 << 21
+"""Numbers of hidden units that are held at once while rows are made: more are slower to come by, and fewer rows cost as
+many calls."""

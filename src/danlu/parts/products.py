@@ -38,7 +38,7 @@ def matrix_product(
     a: Float[Tensor, "B I"], b: Float[Tensor, "I O"], out: Float[Tensor, "B O"] | None = None
 ) -> Float[Tensor, "B O"]:
     """``a @ b``."""
-    if len(a) * b.numel() < _LARGE or not _known(a):
+    if a.shape[0] * b.numel() < _LARGE or not _known(a):
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     made = _onednn(a, b, None)
     return made if out is None else out.copy_(made)
@@ -46,14 +46,14 @@ def matrix_product(
 
 def matrix_affine(bias: Float[Tensor, "O 1"], a: Float[Tensor, "O I"], b: Float[Tensor, "I N"]) -> Float[Tensor, "O N"]:
     """``a @ b + bias``."""
-    if len(a) * b.numel() < _LARGE or not _known(a):
+    if a.shape[0] * b.numel() < _LARGE or not _known(a):
         return torch.addmm(bias, a, b)
     return _onednn(a, b, None).add_(bias)
 
 
 def matrix_added(c: Float[Tensor, "O N"], a: Float[Tensor, "O I"], b: Float[Tensor, "I N"]) -> Float[Tensor, "O N"]:
     """``c + a @ b``."""
-    if len(a) * b.numel() < _LARGE or not _known(a):
+    if a.shape[0] * b.numel() < _LARGE or not _known(a):
         return torch.addmm(c, a, b)
     return _onednn(a, b, None).add_(c)
 

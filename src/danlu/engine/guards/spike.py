@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Spike:
 
     def __init__(self, *, window: int, threshold: float) -> None:
         self._losses: deque[float] = deque(maxlen=window)
+        self._sorted: list[float] = []
         self._threshold = threshold
         self._enough = max(3, math.ceil(_ENOUGH * window))
 
@@ -72,7 +74,7 @@ class Spike:
         if not math.isfinite(loss):
             return None
         jump = self._jump(loss) if len(self._losses) >= self._enough else None
-        self._losses.append(loss)
+        self._append(loss)
         return jump
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,9 +92,17 @@ class Spike:
             raise CheckpointError("the losses before the checkpoint are not in it", do="Resume from another one.")
         self._losses.clear()
         self._losses.extend(losses)
+        self._sorted = sorted(self._losses)
+
+    def _append(self, loss: float) -> None:
+        if len(self._losses) == self._losses.maxlen:
+            del self._sorted[bisect_left(self._sorted, self._losses[0])]
+        self._losses.append(loss)
+        insort(self._sorted, loss)
 
     def _jump(self, loss: float) -> Jump | None:
-        usual = statistics.median(self._losses)
+        middle = len(self._sorted) // 2
+        usual = self._sorted[middle] if len(self._sorted) % 2 else sum(self._sorted[middle - 1 : middle + 1]) / 2
         if loss <= usual:
             return None
         deviation = statistics.median(abs(known - usual) for known in self._losses)
