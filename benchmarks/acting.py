@@ -99,7 +99,8 @@ def run(options: Options, scratch: Path) -> list[Table]:
         "Steps a second between the first turn and the last; for DDPG after the steps before its first update. "
         "'All' is the whole call: building, learning, and saving what came of it.",
         f"The return is reached when the last {AVERAGED} episodes have it on average, and its time is that from the "
-        "first turn's end, so without imports; a dash where some repeat did not.",
+        "first turn's end, so without imports; a dash where some repeat did not, and '>' where it was the peer's: then "
+        "its whole run counts.",
         f"Medians of {options.rounds(REPEATS)} seeds (least–most), ratios seed by seed.",
     ]
     columns = [
@@ -130,14 +131,15 @@ def _row(name: str, trial: Trial, side: str, found: dict[str, list[Facts]], peer
     faster, target = Spread.ratio(speeds(side), speeds(peer)), ACTING_SPEED_UP[name]
     reached, theirs = ([f["reached"] for f in found[of]] for of in (side, peer))
     times = [r for r in reached if r is not None]
-    sooner = [them / us for us, them in zip(reached, theirs, strict=True) if us is not None and them is not None]
+    whole = [them["all"] if them["reached"] is None else them["reached"] for them in found[peer]]
+    sooner = [them / us for us, them in zip(reached, whole, strict=True) if us is not None]
     return [
         *(name, trial.env, side, Spread.of(speeds(side)).show(0), faster.show()),
         *((str(target), yes(target.met(faster.median))) if side == OURS else ("–", "–")),
         Spread.of([float(f["all"]) for f in found[side]]).show(1),
         f"{trial.reached:g}",
         Spread.of(times).show(1) if len(times) == len(reached) else "–",
-        Spread.of(sooner).show() if sooner else "–",
+        ("> " if None in theirs else "") + Spread.of(sooner).show() if side == OURS and sooner else "–",
     ]
 
 

@@ -47,7 +47,17 @@ class Peer:
     eval: Callable[[], Any] = lambda: None
 
 
-def make(library: str, method: str, features: int, hidden: Sequence[int], layers: int, *, exact: bool = True) -> Peer:
+def make(
+    library: str,
+    method: str,
+    features: int,
+    hidden: Sequence[int],
+    layers: int,
+    *,
+    exact: bool = True,
+    shuffled: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Peer:
     """The peer of a method.
 
     Args:
