@@ -101,9 +101,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
             alike &= _alike(found)
     notes = [
         "The same networks, layers, rows of an update, optimiser (Adam without decay) and threads on both sides; "
-        f"{LAYERS} couplings or autoregressive layers. 'plane' has "
-        + "; ".join(_words(name, size) for name, size in PROBLEMS.items())
-        + ".",
+        f"{LAYERS} couplings or autoregressive layers. " + "; ".join(_words(*it) for it in PROBLEMS.items()) + ".",
         "Learning: rows a second from the end of the warm-up to the end of the last update but one; ours by "
         "`danlu.train`, with its guards, clipping and metrics, theirs by the loop of their documentation with rows "
         "taken by a permutation (quicker than a DataLoader). Making: rows a second of one call, the median of "
@@ -124,7 +122,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
 
 def _words(name: str, size: Problem) -> str:
     hidden = "×".join(map(str, size.hidden))
-    return f"{size.columns} columns, {size.rows} rows an update and networks of {hidden} ({name})"
+    return f"'{name}' has {size.columns} columns, {size.rows} rows an update and networks of {hidden}"
 
 
 def _row(problem: str, method: str, library: str, found: dict[str, list[Facts]]) -> list[str]:
