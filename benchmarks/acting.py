@@ -95,7 +95,7 @@ def run(options: Options, scratch: Path) -> list[Table]:
         rows += [_row(name, trial, side, found, peer) for side in sides]
     notes = [
         "The same networks, initial weights' distribution, hyperparameters (the RL zoo's), optimiser (Adam) and "
-        "threads on both sides; A2C with Adam in place of RMSprop, and TRPO with lambda 0.95 in place of 0.98, on both.",
+        "threads on both sides; on both, A2C has Adam in place of RMSprop, and TRPO lambda 0.95 in place of 0.98.",
         "Steps a second between the first turn and the last; for DDPG after the steps before its first update. "
         "'All' is the whole call: building, learning, and saving what came of it.",
         f"The return is reached when the last {AVERAGED} episodes have it on average, and its time is that from the "
