@@ -11,7 +11,8 @@ from torch import Tensor
 
 from danlu.data.arrays import Arrays, Facts
 from danlu.density import Density, Rows, Space
-from danlu.density_shown import brightness, shown
+from danlu.density_pixels import brightness
+from danlu.density_shown import shown
 from danlu.errors import ConvergenceError
 from danlu.parts.frame import Frame
 from danlu.parts.framed import Framed

@@ -5,7 +5,6 @@ All of it is plain numbers and small pictures, which a line of `events.jsonl` ca
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from danlu.data.arrays import Facts
 from danlu.density import Rows
+from danlu.density_pixels import brightness, clouds_drawn, text, write_way
 from danlu.errors import DanluError
-from danlu.gif import write_gif
-from danlu.parts.frame import Frame
 from danlu.parts.framed import Framed
-from danlu.png import grid, png_bytes
+from danlu.png import grid
 from danlu.random import fold
 
 SAMPLES, WAYFARERS = 1000, 300
@@ -40,9 +38,6 @@ _STRIPS, _BETWEEN = 4, 9
 _CONDITIONS = 10
 """So many conditions, at most, are what a map adds up over."""
 _AT_ONCE = 4096
-_USUAL = 5.0
-"""Standard deviations from black to white, where levels are not known."""
-_GIF_SIDE, _GIF_SPEED = 320, 15.0
 
 
 @torch.no_grad()
@@ -289,51 +284,17 @@ def _path(framed: Framed, held_out: Rows, seed: int, folder: Path | None) -> dic
     seen = [_unseen(framed, stages[i]) for i in kept]
     if images:
         pictures = [grid(_array(brightness(framed.frame, x)), _ACROSS) for x in seen]
-        way: dict[str, Any] = {"pictures": [_text(picture) for picture in pictures]}
+        way: dict[str, Any] = {"pictures": [text(picture) for picture in pictures]}
         frames = [np.stack([p] * 3, -1) if p.ndim == 2 else p for p in pictures]
     else:
         clouds = [_array(x) for x in seen]
         way = {"clouds": [_points(cloud) for cloud in clouds]}
-        frames = _drawn(clouds)
+        frames = clouds_drawn(clouds)
     fields: dict[str, Any] = {"path": way | {"stages": kept}}
     if folder is not None:
-        write_gif(folder / "path.gif", [_enlarged(frame) for frame in frames], min(_GIF_SPEED, max(4, len(kept) / 2)))
+        write_way(folder / "path.gif", frames)
         fields["gif"] = "path.gif"
     return fields
-
-
-def brightness(frame: Frame, images: Tensor) -> Tensor:
-    """Images in the data's units from 0, black, to 1: by their levels, or else by how bright they usually are.
-
-    Args:
-        frame: of the data.
-        images: ``[N, C, H, W]``.
-    """
-    levels = float(frame.levels)
-    if levels > 1:
-        return images / (levels - 1)
-    return (images - frame.shift) / frame.scale / _USUAL + 0.5
-
-
-def _drawn(clouds: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Points as dots on white, all frames on one scale."""
-    whole = np.concatenate([cloud[np.isfinite(cloud).all(1)] for cloud in clouds])
-    low, high = np.quantile(whole, 0.002, 0), np.quantile(whole, 0.998, 0)
-    middle, half = (low + high) / 2, max(float((high - low).max()) / 2 * 1.1, 1e-9)
-    frames = []
-    for cloud in clouds:
-        frame = np.full((_GIF_SIDE, _GIF_SIDE, 3), 255, np.uint8)
-        places = ((np.nan_to_num(cloud) - middle) / half / 2 + 0.5) * _GIF_SIDE
-        inside = places[((places >= 1) & (places < _GIF_SIDE - 2)).all(1)].astype(int)
-        for right, down in ((0, 0), (0, 1), (1, 0), (1, 1), (-1, 0), (0, -1)):
-            frame[_GIF_SIDE - 1 - inside[:, 1] + down, inside[:, 0] + right] = (13, 148, 136)
-        frames.append(frame)
-    return frames
-
-
-def _enlarged(frame: np.ndarray) -> np.ndarray:
-    times = max(1, _GIF_SIDE // max(frame.shape[:2]))
-    return frame.repeat(times, 0).repeat(times, 1)
 
 
 def _head(rows: Rows, num: int) -> Rows:
@@ -341,18 +302,14 @@ def _head(rows: Rows, num: int) -> Rows:
 
 
 def _piece(rows: Rows, start: int, num: int = _AT_ONCE) -> Rows:
-    """Some of the rows, with keys of no update: what is shown is the same whenever it is asked for."""
+    """Some of the rows, with the key of no update: what is shown is the same whenever it is asked for."""
     some = slice(start, start + num)
     condition = None if rows.condition is None else rows.condition[some]
-    return Rows.of(rows.x[some], condition, rows.sample[some]).keyed(0)
+    return Rows.of(rows.x[some], condition, rows.sample[some])
 
 
 def _picture(framed: Framed, images: Tensor, columns: int) -> str:
-    return _text(grid(_array(brightness(framed.frame, images)), columns))
-
-
-def _text(picture: np.ndarray) -> str:
-    return base64.b64encode(png_bytes(picture)).decode()
+    return text(grid(_array(brightness(framed.frame, images)), columns))
 
 
 def _points(points: np.ndarray) -> list[list[float]]:

@@ -11,7 +11,7 @@ import torch
 from danlu.data.arrays import Facts
 from danlu.density_files import is_density as lies_at
 from danlu.density_files import read_density
-from danlu.density_shown import brightness
+from danlu.density_pixels import brightness
 from danlu.errors import RecipeError, RunError, did_you_mean
 from danlu.parts.framed import Framed
 from danlu.png import grid, png_bytes
