@@ -20,7 +20,7 @@ from danlu.density_shown import shown
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
 from danlu.engine.history import History
-from danlu.engine.loop import Loop, Plan
+from danlu.engine.loop import Loop
 from danlu.engine.parallel import Parallel, Replicated
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Recorder
@@ -31,12 +31,10 @@ from danlu.parts.framed import Framed
 from danlu.reading import dump_recipe
 from danlu.recipe_density import DensityRecipe
 from danlu.registry import name_of
-from danlu.turning import Shown, loop_over
+from danlu.turning import Shown, loop_over, planned
 
 _SHOWN = 2000
 """Held-out rows that are looked at, at most."""
-_MEASUREMENTS = 10
-"""In a run, where it is not said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -194,20 +192,13 @@ class DensityExperiment:
     def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
-        every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
         return loop_over(
             self.updater(),
             self.source(),
             checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             settings=settings,
             guards=settings.guards,
-            plan=Plan(
-                steps=settings.steps,
-                epochs=settings.epochs,
-                eval_every=every,
-                checkpoint_every=settings.checkpoint_every or every,
-                lr=recipe.optimizer.lr,
-            ),
+            plan=planned(settings, self.steps, recipe.optimizer.lr),
             schedule=recipe.optimizer.schedule,
             device=self.device,
             began=self.began,

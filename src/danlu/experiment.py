@@ -21,7 +21,7 @@ from danlu.data import Data, DataSource
 from danlu.data.chat_template import ChatTemplate
 from danlu.engine.checkpoint import Checkpoints
 from danlu.engine.device import Device
-from danlu.engine.loop import Loop, Plan
+from danlu.engine.loop import Loop
 from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import Ranks
 from danlu.engine.recalled import RecallingSource, recollect
@@ -33,7 +33,7 @@ from danlu.hub_files import ending_tokens
 from danlu.pretrained import named_base, with_base
 from danlu.reading import dump_recipe
 from danlu.recipe import HubModel, Recipe
-from danlu.turning import loop_over
+from danlu.turning import loop_over, planned
 from danlu.units import duration
 
 _MEASUREMENTS = 10
@@ -96,7 +96,6 @@ class Experiment:
     def loop(self, run: Path, recorder: Recorder, stopping: Callable[[], str | None]) -> Loop:
         """The loop over these parts, writing into a run's directory."""
         recipe, settings = self.recipe, self.recipe.run
-        every = settings.eval_every or max(1, self.steps // _MEASUREMENTS)
         source, held_out = self._recalling(recorder)
         return loop_over(
             self.updater(),
@@ -104,13 +103,7 @@ class Experiment:
             checkpoints=Checkpoints(run / "checkpoints", self.ranks),
             settings=settings,
             guards=settings.guards,
-            plan=Plan(
-                steps=settings.steps,
-                epochs=settings.epochs,
-                eval_every=every,
-                checkpoint_every=settings.checkpoint_every or every,
-                lr=recipe.optimizer.lr,
-            ),
+            plan=planned(settings, self.steps, recipe.optimizer.lr),
             schedule=recipe.optimizer.schedule,
             device=self.device,
             began=self.began,

@@ -82,11 +82,22 @@ class Running(Config):
     """Where metrics go beside metrics.jsonl."""
 
 
-class RunConfig(Running):
-    """How, where and how long a model of sequences trains."""
+class Reading(Running):
+    """How, where and how long it learns from data that are there."""
 
     epochs: int | None = Field(None, ge=1)
     """Passes over the data, at most; the run ends at the bound it comes to first."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("a run is so many steps or so many epochs: set steps, epochs or both")
+        return self
+
+
+class RunConfig(Reading):
+    """How, where and how long a model of sequences trains."""
+
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of activations and products; weights, gradients and the optimiser's averages stay float32."""
     compile: bool = False
@@ -106,12 +117,6 @@ class RunConfig(Running):
     """Texts to be continued at each measurement."""
     prompt_tokens: int = Field(64, ge=1)
     """Tokens that each of them is continued by."""
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.steps is None and self.epochs is None:
-            raise ValueError("a run is so many steps or so many epochs: set steps, epochs or both")
-        return self
 
 
 class Recipe(Config):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny
 
 from danlu.config import Config, Kind
 from danlu.data.arrays import ArrayConfig
 from danlu.density import DensityMethod
 from danlu.engine.optimizer import AdamW, OptimizerConfig
-from danlu.recipe import Running
+from danlu.recipe import Reading
 
 
-class DensityRun(Running):
+class DensityRun(Reading):
     """How, where and how long a density is learned."""
 
-    epochs: int | None = Field(None, ge=1)
-    """Passes over the data, at most; the run ends at the bound it comes to first."""
     pack_rows: int = Field(16384, ge=1)
     """Rows that go through at once on a process, at most: a matter of memory, which changes no result."""
     compile: bool = False
@@ -27,12 +25,6 @@ class DensityRun(Running):
     def precision(self) -> Literal["fp32"]:
         """Of activations and products: a log-determinant is a sum of many small numbers."""
         return "fp32"
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.steps is None and self.epochs is None:
-            raise ValueError("a run is so many steps or so many epochs: set steps, epochs or both")
-        return self
 
 
 class DensityRecipe(Config):

@@ -17,10 +17,24 @@ from danlu.engine.learner import Learner
 from danlu.engine.loop import Loop, Plan
 from danlu.engine.record import Recorder
 from danlu.engine.schedule import Schedule
-from danlu.recipe import Running
+from danlu.recipe import Reading, Running
 
 Shown = Iterable[tuple[str, Mapping[str, Any]]]
 """What a person may look at: kinds of events and their fields."""
+_MEASUREMENTS = 10
+"""In a run, where it is not said otherwise."""
+
+
+def planned(settings: Reading, steps: int, lr: float) -> Plan:
+    """When what happens in a run over data.
+
+    Args:
+        settings: how the recipe says it runs.
+        steps: updates of the whole run, as far as that is known; else 0.
+        lr: the highest learning rate.
+    """
+    every = settings.eval_every or max(1, steps // _MEASUREMENTS)
+    return Plan(settings.steps, settings.epochs, every, settings.checkpoint_every or every, lr)
 
 
 def loop_over(
