@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import chain, islice
+from operator import add
 from typing import Any, TypeAlias
 
 import torch
@@ -121,7 +123,7 @@ class Updater(Learner):
             if empty := [name for name in outcome.losses if not counts[name]]:
                 every = self.parallel.ranks.gather(self.places(groups))[:: self.parallel.ring]
                 raise _nothing_to_learn(step + 1, empty[0], list(chain.from_iterable(every)))
-            loss = torch.stack([value / counts[name] for name, value in self.part(outcome.losses).items()]).sum()
+            loss = reduce(add, [value / counts[name] for name, value in self.part(outcome.losses).items()])
             loss.backward()  # type: ignore[no-untyped-call]
             sums.add({**self.part(outcome.metrics), "loss": loss})
             flops += backward * self.method.flops(self.policy, batch) + self.forward_flops(batch)
@@ -154,7 +156,7 @@ class Updater(Learner):
         length = float(norm)
         if self.clip_norm is not None and length > self.clip_norm:
             gradients = [held(p.grad) for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self.clip_norm / (norm + _LEAST))
+            torch._foreach_mul_(gradients, self.clip_norm / (length + _LEAST))
         return length
 
     def move(self, lr: float) -> None:

@@ -100,17 +100,18 @@ class Affine(Bijection):
     def forward(self, x: Tensor, said: Tensor, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         """See `Bijection`."""
         a, t = said.chunk(2)
-        s = self.log_slope(a)
+        over = torch.rsub(a.abs(), 1.0, alpha=-self.scale)  # 1 + |a| / log B
+        s = a / over
+        slope = s.exp()
         if saved is not None:
-            saved += (x, s)
-        return torch.addcmul(t, x, s.exp()), s
+            saved += (x, over, slope)
+        return torch.addcmul(t, x, slope), s
 
     def backward(self, d_y: Tensor, d_log: Tensor, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """See `Bijection`; ds/da = (1 - |s| / log B)^2."""
-        s, x = saved.pop(), saved.pop()
-        d_x = s.exp().mul_(d_y)
-        d_s = torch.addcmul(d_log, d_x, x)
-        d_a = d_s.mul_(torch.rsub(s.abs(), 1, alpha=self.scale).square_())
+        """See `Bijection`; ds/da = 1 / (1 + |a| / log B)^2."""
+        slope, over, x = saved.pop(), saved.pop(), saved.pop()
+        d_x = slope * d_y
+        d_a = torch.addcmul(d_log, d_x, x).div_(over).div_(over)
         return d_x, torch.cat([d_a, d_y])
 
     def inverse(self, y: Tensor, said: Tensor) -> Tensor:

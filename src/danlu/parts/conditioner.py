@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from danlu.parts.nets import initialize
 from danlu.parts.network import MLP
-from danlu.parts.products import matrix_affine, matrix_product
+from danlu.parts.products import LARGE, matrix_affine, matrix_product
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Of each layer of one network the matrix ``[out, in]`` and the bias ``[out, 1]``."""
@@ -47,6 +47,7 @@ class Conditioners(nn.Module):
         self.num, self.activation = num, ACTIVATIONS[shape.activation]
         widths = (inputs, *shape.hidden, outputs)
         self.depth = len(widths) - 1
+        self._widest = max(a * b for a, b in pairwise(widths))
         chance = torch.Generator().manual_seed(seed % 2**63)
         for i, (columns, rows) in enumerate(pairwise(widths)):
             matrices, biases = torch.zeros(num, rows, columns), torch.zeros(num, rows)
@@ -108,7 +109,7 @@ class Conditioners(nn.Module):
             saved: where what `pull` needs is put, the input included; None keeps nothing.
         """
         act, grad = self.activation, torch.is_grad_enabled()
-        affine = torch.addmm if grad else matrix_affine
+        affine = torch.addmm if grad or self._small(x) else matrix_affine
         if saved is not None:
             saved.append(x)
         for w, b in layers[:-1]:
@@ -123,6 +124,10 @@ class Conditioners(nn.Module):
         w, b = layers[-1]
         return affine(b, w, x)
 
+    def _small(self, x: Float[Tensor, "D N"]) -> bool:
+        """Whether all products of so many rows are small, so that nothing needs to be asked of each."""
+        return x.shape[1] * self._widest < LARGE
+
     def pull(self, layers: Layers, into: Layers, d: Float[Tensor, "O N"], saved: list[Tensor]) -> Float[Tensor, "H N"]:
         """Put the gradients of one network's weights into their places.
 
@@ -135,13 +140,13 @@ class Conditioners(nn.Module):
         Returns:
             The gradient of what the first matrix and bias make of the input.
         """
-        act = self.activation
+        act, product = self.activation, torch.mm if self._small(d) else matrix_product
         for i in range(self.depth - 1, -1, -1):
             y, (d_w, d_b) = saved.pop(), into[i]
-            matrix_product(d, y.T, d_w)
+            product(d, y.T, out=d_w)
             torch.sum(d, 1, keepdim=True, out=d_b)
             if i:
-                d = matrix_product(layers[i][0].T, d)
+                d = product(layers[i][0].T, d)
                 d = act.slope(d, saved.pop() if act.of_input else y)
         return d
 

@@ -113,7 +113,7 @@ class Masked(Chain):
         self, x: Float[Tensor, "D N"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
     ) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """See `Chain`."""
-        ask, bijection, orders, logs = self.conditioners.ask, self.bijection, self.orders, []
+        ask, bijection, orders, logs = self.conditioners.ask, self.bijection, self.orders.forward, []
         masked = self.conditioners.masked(weights)
         if saved is not None:
             saved += masked

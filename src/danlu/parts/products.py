@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_LARGE = 1 << 22
+LARGE = 1 << 22
 """Multiplications of one product from which it is large."""
 _ONEDNN = torch.backends.mkldnn.is_available() and "mkldnn::_linear_pointwise" in torch._C._dispatch_get_all_op_names()
 
@@ -38,7 +38,7 @@ def matrix_product(
     a: Float[Tensor, "B I"], b: Float[Tensor, "I O"], out: Float[Tensor, "B O"] | None = None
 ) -> Float[Tensor, "B O"]:
     """``a @ b``."""
-    if a.shape[0] * b.numel() < _LARGE or not _known(a):
+    if a.shape[0] * b.numel() < LARGE or not _known(a):
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     made = _onednn(a, b, None)
     return made if out is None else out.copy_(made)
@@ -46,20 +46,20 @@ def matrix_product(
 
 def matrix_affine(bias: Float[Tensor, "O 1"], a: Float[Tensor, "O I"], b: Float[Tensor, "I N"]) -> Float[Tensor, "O N"]:
     """``a @ b + bias``."""
-    if a.shape[0] * b.numel() < _LARGE or not _known(a):
+    if a.shape[0] * b.numel() < LARGE or not _known(a):
         return torch.addmm(bias, a, b)
     return _onednn(a, b, None).add_(bias)
 
 
 def matrix_added(c: Float[Tensor, "O N"], a: Float[Tensor, "O I"], b: Float[Tensor, "I N"]) -> Float[Tensor, "O N"]:
     """``c + a @ b``."""
-    if a.shape[0] * b.numel() < _LARGE or not _known(a):
+    if a.shape[0] * b.numel() < LARGE or not _known(a):
         return torch.addmm(c, a, b)
     return _onednn(a, b, None).add_(c)
 
 
 def _large(a: Tensor, b: Tensor) -> bool:
-    return _known(a) and a.shape[1] * a.shape[2] * b.shape[2] >= _LARGE
+    return _known(a) and a.shape[1] * a.shape[2] * b.shape[2] >= LARGE
 
 
 def _known(a: Tensor) -> bool:
