@@ -17,7 +17,7 @@ from benchmarks.results import Table, installed
 from benchmarks.settings import DENSITY_MEMORY, DENSITY_SPEED_UP, SEED, Options
 from benchmarks.throughput import Clock
 
-REPEATS = 3
+REPEATS = 5
 WARM_UP, UPDATES = 20, 200
 DRAWS = 4
 """How often rows are made, of which the first time is not timed."""

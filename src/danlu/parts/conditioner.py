@@ -37,7 +37,8 @@ class Conditioners(nn.Module):
         outputs: numbers out; all 0 at the start.
         shape: what the hidden layers are.
         seed: weights follow from it.
-        masks: of each layer, the last one too, which weights there are, ``[out, in]``; all of them by default.
+        masks: of each layer, the last one too, which weights there are, ``[K, out, in]``, or ``[1, out, in]`` where all
+            networks have them; all of them by default.
     """
 
     def __init__(
@@ -66,6 +67,12 @@ class Conditioners(nn.Module):
     def weights(self) -> list[Tensor]:
         """The matrices ``[K, out, in]`` and the biases ``[K * out]`` of all layers by turns."""
         return [getattr(self, name) for name in self._names]
+
+    @torch.no_grad()
+    def set_masks(self, masks: Sequence[Tensor]) -> None:
+        """Other weights there are from now on, of the same shapes."""
+        for mask, name in zip(masks, self._masks, strict=True):
+            getattr(self, name).copy_(mask)
 
     def mask(self, gradients: Sequence[Tensor]) -> None:
         """Put zeros where there are no weights."""

@@ -4,7 +4,8 @@
 
 One network says all m_i at once: each of its hidden units has a degree, and sees what comes no later than that. From
 rows to noise that is one pass a step. The other way numbers come one after another; units are sorted by degree, so each
-is computed once, when what it sees is there, and all D numbers together cost the products of one pass.
+is computed once, when what it sees is there, and all D numbers together cost the products of one pass. In which order
+numbers come is a matter of the masks, so rows stay as they are.
 
 References:
     Germain et al., 2015, "MADE: masked autoencoder for distribution estimation", https://arxiv.org/abs/1502.03509
@@ -15,10 +16,10 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from danlu.density import Space
@@ -42,22 +43,24 @@ def degrees(size: int, units: int, *, lowest: int) -> Int[Tensor, " units"]:
     return lowest + torch.arange(units) * (size - lowest) // units
 
 
-def masks(size: int, hidden: Sequence[int], context: int, wants: int) -> list[Tensor]:
-    """Of each layer of a network, which weights there are, ``[out, in]``.
+def masks(order: Int[Tensor, "K D"], hidden: Sequence[int], context: int, wants: int) -> list[Bool[Tensor, "k o i"]]:
+    """Of each layer of K networks, which weights there are, ``[K, out, in]``, or ``[1, out, in]`` where all have them.
 
-    Its outputs are `wants` blocks of one for each number.
+    Their outputs are `wants` blocks of one for each number.
 
     Args:
-        size: numbers of a row; they come first among the inputs.
+        order: which number of a row comes when; numbers come first among the inputs.
         hidden: width of each hidden layer.
         context: inputs behind them, which all units see.
         wants: blocks of outputs.
     """
+    num, size = order.shape
     lowest = 0 if context else 1  # a unit that sees nothing would be a bias
-    levels = [torch.cat([torch.arange(1, size + 1), torch.zeros(context, dtype=torch.int64)])]
-    levels += [degrees(size, units, lowest=lowest) for units in hidden]
-    outputs = torch.arange(size).repeat(wants)  # the i-th sees one less than i
-    return [a <= b[:, None] for a, b in zip(levels, (*levels[1:], outputs), strict=True)]
+    before = order.argsort(1)  # how many numbers come before each
+    levels = [torch.cat([before + 1, before.new_zeros(num, context)], 1)]
+    levels += [degrees(size, units, lowest=lowest).to(order.device)[None] for units in hidden]
+    levels.append(before.repeat(1, wants))
+    return [a[:, None, :] <= b[:, :, None] for a, b in pairwise(levels)]
 
 
 class Masked(Chain):
@@ -73,8 +76,11 @@ class Masked(Chain):
         prior: see `Flow`.
 
     Attributes:
-        conditioners: the networks.
+        conditioners: the networks; they take and give numbers as they stand in a row.
+        order: which number comes when, ``[K, D]``; saved with the weights where it was drawn.
     """
+
+    order: Tensor
 
     def __init__(
         self,
@@ -88,14 +94,14 @@ class Masked(Chain):
     ) -> None:
         super().__init__(space, prior)
         self.bijection, self.num = bijection, num
-        size = space.size
-        which = masks(size, network.hidden, space.context, bijection.wants)
+        size, self._hidden, self._drawn = space.size, network.hidden, mixing == "shuffle"
+        self.register_buffer("order", of_wholes(mixing, size, num, seed), persistent=self._drawn)
         self.conditioners = Conditioners(
-            num, size + space.context, size * bijection.wants, network, fold(seed, "masked"), which
+            num, size + space.context, size * bijection.wants, network, fold(seed, "masked"), self._masks()
         )
-        self.orders = of_wholes(mixing, size, num, seed)
+        self._followed = self.order._version
         lowest = 0 if space.context else 1
-        self._units, steps = sum(network.hidden), torch.arange(size + 1)
+        steps = torch.arange(size + 1)
         self._seen = [
             torch.searchsorted(degrees(size, units, lowest=lowest), steps).tolist() for units in network.hidden
         ]
@@ -105,25 +111,30 @@ class Masked(Chain):
         """See `Flow`: a number at a time."""
         return self.space.size
 
+    def _masks(self) -> list[Tensor]:
+        return masks(self.order, self._hidden, self.space.context, self.bijection.wants)
+
     def weights(self) -> Sequence[Tensor]:
         """See `Chain`."""
+        if self._drawn and self.order._version != self._followed:  # another order was loaded
+            self.conditioners.set_masks(self._masks())
+            self._followed = self.order._version
         return self.conditioners.weights()
 
     def through(
         self, x: Float[Tensor, "D N"], context: Tensor | None, weights: Sequence[Tensor], saved: Saved | None
     ) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """See `Chain`."""
-        ask, bijection, orders, logs = self.conditioners.ask, self.bijection, self.orders.forward, []
+        ask, bijection, logs = self.conditioners.ask, self.bijection, []
         masked = self.conditioners.masked(weights)
         if saved is not None:
             saved += masked
-        for k, layers in enumerate(self.conditioners.layers(masked)):
-            x = orders(k, x)
+        for layers in self.conditioners.layers(masked):
             given = x if context is None else torch.cat([x, context])
             x, log_slope = bijection.forward(x, ask(layers, given, saved), saved)
             if log_slope is not None:
                 logs.append(log_slope)
-        return orders(self.num, x), torch.cat(logs).sum(0) if logs else x.new_zeros(x.shape[1])
+        return x, torch.cat(logs).sum(0) if logs else x.new_zeros(x.shape[1])
 
     def back(
         self,
@@ -136,10 +147,9 @@ class Masked(Chain):
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
         """See `Chain`."""
         gradients = [torch.empty_like(w) for w in weights]
-        size, orders = self.space.size, self.orders
+        size, d_x = self.space.size, d_z
         d_context = torch.zeros_like(context) if wanted[1] and context is not None else None
         steps, given = (self.conditioners.layers(each) for each in (saved[: len(weights)], gradients))
-        d_x = orders.backward(self.num, d_z)
         for k in range(self.num - 1, -1, -1):
             d_x, d_said = self.bijection.backward(d_x, d_log_det, saved)
             d = self.conditioners.pull(steps[k], given[k], d_said, saved)
@@ -148,7 +158,6 @@ class Masked(Chain):
                 d_x = matrix_added(d_x, matrix[:, :size].T, d)
             if d_context is not None:
                 d_context.addmm_(matrix[:, size:].T, d)
-            d_x = orders.backward(k, d_x)
         self.conditioners.mask(gradients)
         return d_x if wanted[0] else None, d_context, gradients
 
@@ -156,19 +165,27 @@ class Masked(Chain):
     def undone(self, z: Float[Tensor, "D N"], context: Tensor | None, kept: list[Tensor] | None) -> Tensor:
         """See `Chain`; no gradient goes through."""
         steps = self.conditioners.layers(self.conditioners.masked(self.weights()))
-        together = max(1, _HELD // max(1, self._units))
-        x = self.orders.backward(self.num, z)
+        together = max(1, _HELD // max(1, sum(self._hidden)))
+        x, back = z, self.order.argsort(1)
         for k in range(self.num - 1, -1, -1):
-            if x.shape[1] <= together:
-                x = self._undone(steps[k], x, context)
-            else:
-                told = repeat(None) if context is None else context.split(together, 1)
-                each = zip(x.split(together, 1), told, strict=False)
-                x = torch.cat([self._undone(steps[k], some, c) for some, c in each], 1)
+            layers = self._in_order(steps[k], self.order[k])
+            told = repeat(None) if context is None else context.split(together, 1)
+            each = zip(x.index_select(0, self.order[k]).split(together, 1), told, strict=False)
+            made = [self._undone(layers, some, c) for some, c in each]
+            x = (made[0] if len(made) == 1 else torch.cat(made, 1)).index_select(0, back[k])
             if k and kept is not None:
-                kept.append(self.orders.home(k, x))
-            x = self.orders.backward(k, x)
+                kept.append(x)
         return x
+
+    def _in_order(self, layers: Layers, order: Int[Tensor, " D"]) -> Layers:
+        """A network that takes and gives numbers in the order in which they come."""
+        size, made = self.space.size, list(layers)
+        behind = torch.arange(size, layers[0][0].shape[1], device=order.device)
+        blocks = size * torch.arange(self.bijection.wants, device=order.device)
+        made[0] = (made[0][0].index_select(1, torch.cat([order, behind])), made[0][1])
+        outputs = (blocks[:, None] + order).flatten()
+        made[-1] = (made[-1][0].index_select(0, outputs), made[-1][1].index_select(0, outputs))
+        return made
 
     def _undone(self, layers: Layers, z: Float[Tensor, "D N"], context: Tensor | None) -> Float[Tensor, "D N"]:
         """The inverse of a step, number by number; what is new of a layer is in one piece, as units are sorted."""

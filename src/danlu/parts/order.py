@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from danlu.random import permutation
@@ -74,16 +74,16 @@ def of_halves(mixing: Mixing, size: int, num: int, seed: int) -> Orders:
     return Orders(before, after, drawn=mixing == "shuffle")
 
 
-def of_wholes(mixing: Mixing, size: int, num: int, seed: int) -> Orders:
-    """For steps that take all numbers of a row one after another, and leave them where they were.
+def of_wholes(mixing: Mixing, size: int, num: int, seed: int) -> Int[Tensor, "K D"]:
+    """For steps that take all numbers of a row one after another: which of them comes when.
 
     Args:
         mixing: `alternate` turns the order round after each step.
         size: numbers of a row.
-        num: how many steps.
+        num: how many steps, K.
         seed: what a shuffle follows from.
     """
     plain = np.arange(size)
     shuffled = mixing == "shuffle"
     each = [permutation(size, seed, "order", k) if shuffled and k else plain[:: -1 if k % 2 else 1] for k in range(num)]
-    return Orders(each, each, drawn=shuffled)
+    return torch.from_numpy(np.stack(each))
