@@ -79,6 +79,8 @@ class Rows:
         parts: how many rows each group in it has, in order.
         log_det: log of how much each row was spread out on its way from the data's units, ``[N]``; None before that.
         estimates: see `LossMethod.estimates`.
+        visit: the pass over the data that each row is drawn in, ``[N]`` (int64, on the host), where these are several:
+            what is random is another thing at each. None where they are one.
     """
 
     x: Tensor
@@ -88,11 +90,12 @@ class Rows:
     parts: tuple[int, ...]
     log_det: Float[Tensor, " N"] | None = None
     estimates: Mapping[str, float] = field(default_factory=dict)
+    visit: Int[Tensor, " N"] | None = None
 
     @staticmethod
-    def of(x: Tensor, condition: Tensor | None, sample: Tensor) -> Rows:
+    def of(x: Tensor, condition: Tensor | None, sample: Tensor, visit: Tensor | None = None) -> Rows:
         """One group, whose key is that of no update."""
-        return Rows(x, condition, sample, 0, (len(x),))
+        return Rows(x, condition, sample, 0, (len(x),), visit=visit)
 
     @staticmethod
     def join(groups: Sequence[Rows]) -> Rows:
@@ -100,12 +103,14 @@ class Rows:
         if len(groups) == 1:
             return groups[0]
         conditions = [g.condition for g in groups if g.condition is not None]
+        visits = [g.visit for g in groups if g.visit is not None]
         return Rows(
             torch.cat([g.x for g in groups]),
             torch.cat(conditions) if conditions else None,
             torch.cat([g.sample for g in groups]),
             groups[0].key,
             tuple(n for g in groups for n in g.parts),
+            visit=torch.cat(visits) if visits else None,
         )
 
     def __len__(self) -> int:
@@ -146,7 +151,8 @@ class Rows:
     @cached_property
     def keys(self) -> Int[Tensor, " N"]:
         """A random key a row, ``[N]`` (int32); made where it is asked for, since most flows draw nothing."""
-        return token_keys(self.key, self.sample, torch.zeros_like(self.sample)).to(self.x.device)
+        visit = torch.zeros_like(self.sample) if self.visit is None else self.visit
+        return token_keys(self.key, self.sample, visit).to(self.x.device)
 
 
 class Density(nn.Module, ABC):
@@ -205,6 +211,7 @@ class DensityMethod(LossMethod, ABC):
         one_step: whether a row is made by asking the network a fixed number of times, without solving.
         least: the least numbers a row must have.
         takes_images: whether it can make use of rows being images; it is given flat ones otherwise.
+        later: the fields that may be others after training: how rows are made and scored, not what was learned.
     """
 
     learns_from = "rows"
@@ -213,6 +220,7 @@ class DensityMethod(LossMethod, ABC):
     one_step: ClassVar[bool] = True
     least: ClassVar[int] = 1
     takes_images: ClassVar[bool] = False
+    later: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def together(self) -> int | None:

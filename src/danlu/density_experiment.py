@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from danlu.data.arrays import Arrays, ArraySource, Facts, load_arrays
 from danlu.density import Rows
@@ -51,7 +52,14 @@ class DrawnRows:
 
     def draw(self) -> Sequence[Rows]:
         """See `Source`."""
-        return [rows_of(self.arrays, chosen) for chosen in self.indices.draw()]
+        at, num = self.indices.consumed, len(self.arrays)
+        drawn, rows = self.indices.draw(), []
+        several = (at + sum(map(len, drawn)) - 1) // num > at // num
+        for chosen in drawn:
+            visit = torch.arange(at, at + len(chosen)) // num if several else None
+            rows.append(rows_of(self.arrays, chosen, visit))
+            at += len(chosen)
+        return rows
 
     @property
     def exhausted(self) -> bool:
@@ -84,12 +92,11 @@ class DrawnRows:
         return self.arrays.fingerprint()
 
 
-def rows_of(arrays: Arrays, chosen: np.ndarray) -> Rows:
+def rows_of(arrays: Arrays, chosen: np.ndarray, visit: Tensor | None = None) -> Rows:
     """Some rows by their numbers."""
     x, condition = arrays.take(chosen)
-    return Rows.of(
-        torch.from_numpy(x), None if condition is None else torch.from_numpy(condition), torch.from_numpy(chosen)
-    )
+    told = None if condition is None else torch.from_numpy(condition)
+    return Rows.of(torch.from_numpy(x), told, torch.from_numpy(chosen), visit)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from danlu.data.arrays import Facts
 from danlu.density import Space
-from danlu.errors import CheckpointError
+from danlu.errors import CheckpointError, RecipeError
 from danlu.parts.frame import Frame
 from danlu.parts.framed import Framed
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe_density import DensityRecipe
+from danlu.registry import name_of
 
 _CONFIG, _TENSORS = "density.json", "model.safetensors"
 
@@ -72,6 +73,7 @@ def read_density(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Frame
 
     Raises:
         CheckpointError: see `load_density`.
+        RecipeError: for fields that are part of what was learned.
     """
     folder = Path(path)
     folder = folder / "final" if (folder / "final" / _CONFIG).exists() else folder
@@ -80,15 +82,35 @@ def read_density(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Frame
         raise CheckpointError(f"there is no density here ({_CONFIG})", where=path, do=do)
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        recipe, facts = read_recipe(config["recipe"], overrides), Facts.from_json(config["rows"])
+        recipe, facts = read_recipe(config["recipe"]), Facts.from_json(config["rows"])
         assert isinstance(recipe, DensityRecipe)
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
         raise CheckpointError(f"the density's files cannot be read: {error}", where=folder) from error
+    if overrides:
+        _refuse_learned(recipe, overrides)
+        again = read_recipe(config["recipe"], overrides)
+        assert isinstance(again, DensityRecipe)
+        recipe = again
     framed = density_of(recipe, facts, Frame(facts.shape, len(facts.features)))
     try:
         framed.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"the density's tensors do not fit it: {first}", where=folder) from error
+    framed.class_names = facts.classes
     return framed.eval(), facts
+
+
+def _refuse_learned(recipe: DensityRecipe, overrides: Sequence[str]) -> None:
+    """Refuse to have a density be another than the one that was learned."""
+    method = type(recipe.method)
+    known = ", ".join(f"method.{name}" for name in sorted(method.later))
+    do = f"These can be others: {known}." if known else f"No field of {name_of(method)} can be another."
+    for override in overrides:
+        place, _, name = override.partition("=")[0].partition(".")
+        if place != "method":
+            what = f"only fields of the method can be said again after training, and this is {override}"
+            raise RecipeError(what, where="KEY=VALUE", do=do)
+        if name in method.model_fields and name not in method.later:
+            raise RecipeError(f"method.{name} is part of what was learned", where=override, do=do)

@@ -192,11 +192,19 @@ def _histograms(data: np.ndarray, samples: np.ndarray, columns: Sequence[str]) -
     return found
 
 
-def _map(framed: Framed, held_out: Rows, side: int) -> dict[str, Any]:
-    """The log-density over the plane, in nats, from the lowest row upwards; conditions are added up over."""
+def _map(framed: Framed, held_out: Rows, side: int) -> dict[str, Any] | None:
+    """The log-density over the plane, in nats, from the lowest row upwards; conditions are added up over.
+
+    None where each of many vectors would have equations to be solved all over the plane.
+    """
+    if held_out.condition is not None and held_out.condition.ndim > 1:
+        _log_prob(framed, _head(held_out, 1))
+        if framed.density.evaluations > 1:
+            return None
     x = _array(held_out.x).reshape(-1, 2)
     low, high = x.min(0), x.max(0)
-    low, high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
+    reach = _MARGIN * np.where(high > low, high - low, 1.0)  # of one row, or of several that are alike, too
+    low, high = low - reach, high + reach
     across, up = (np.linspace(low[i], high[i], side) for i in range(2))
     points = np.stack(np.meshgrid(across, up), -1).reshape(-1, 2)
     at = torch.from_numpy(points).to(held_out.x)

@@ -40,6 +40,13 @@ def local_directory(model: str | Path) -> Path:
         raise CheckpointError(what, where=model, do="Check the name, or download it first.") from None
 
 
+_OTHERS = (
+    ("density.json", "a density", "Make rows of it by danlu generate, or score rows by danlu.load_density."),
+    ("agent.json", "an agent", "Watch it by danlu play, or let it act by danlu.load_agent."),
+)
+"""What else may lie in a directory that training has left: its file, what it is, and what it is for."""
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -49,7 +56,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError("the file is absent", where=file, do="Give a directory in hub format.") from None
+        what, do = "the file is absent", "Give a directory in hub format."
+        for other, named, use in _OTHERS:
+            if (file.parent / other).is_file():
+                what, do = f"the file is absent, for {named} is here and no language model", use
+        raise CheckpointError(what, where=file, do=do) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError("the file is not JSON", where=file) from error
     if not isinstance(content, dict):

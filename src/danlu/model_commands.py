@@ -46,7 +46,7 @@ def generate(
     trust: Annotated[bool, _TRUST] = False,
 ) -> None:
     """Continue texts, with several adapters each by every one of them; or make rows of a density."""
-    from danlu.sampling import is_density, sample_to
+    from danlu.sampling import is_density, require_density, sample_to
 
     told = {name for name in context.params if _told(context, name)}
     if is_density(model):
@@ -57,7 +57,9 @@ def generate(
             sample_to(out, model, num=num, seed=seed, of_class=of_class, condition=condition, overrides=overrides or ())
         )
         return
-    _refuse(told & _OF_ROWS, "a language model makes no rows", "Give it a text: --prompt TEXT.")
+    if told & _OF_ROWS:
+        require_density(model)
+        _refuse(told & _OF_ROWS, "a language model makes no rows", "Give it a text: --prompt TEXT.")
     if not prompt:
         raise typer.BadParameter("say what to continue: --prompt TEXT", param_hint="--prompt")
     options = {"max_new_tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}

@@ -25,6 +25,16 @@ def is_density(path: str | Path) -> bool:
     return lies_at(Path(path))
 
 
+def require_density(path: str | Path) -> None:
+    """Say that no density is here, where no language model is either.
+
+    Raises:
+        CheckpointError: then.
+    """
+    if not any((Path(path) / place / "config.json").is_file() for place in (".", "final")):
+        read_density(path)
+
+
 def sample_to(
     out: str | Path,
     model: str | Path,
@@ -56,10 +66,6 @@ def sample_to(
         RunError: where the file cannot be written.
     """
     place = Path(out)
-    for override in overrides:
-        if not override.startswith("method."):
-            what = f"only fields of the method can be said again after training, and this is {override}"
-            raise RecipeError(what, where="KEY=VALUE", do="Say, for instance, method.steps=10.")
     framed, facts = read_density(model, overrides)
     write = _writer(place, facts)
     given = conditions_of(facts, num, of_class, condition)
@@ -91,11 +97,12 @@ class Made:
         flat = self.rows.reshape(len(self.rows), -1)
         named = self.facts.columns or tuple(f"f{i}" for i in range(flat.shape[1]))
         table = dict(zip(named, flat.T, strict=True))
+        told: dict[str, np.ndarray] = {}
         if self.given is not None and self.facts.classes:
-            table["class"] = np.asarray(self.facts.classes)[self.given]
+            told = {self.facts.label or "class": np.asarray(self.facts.classes)[self.given]}
         elif self.given is not None:
-            table |= dict(zip(self.facts.features, self.given.T, strict=True))
-        return table
+            told = dict(zip(self.facts.features, self.given.T, strict=True))
+        return table | {f"{name} (given)" if name in table else name: column for name, column in told.items()}
 
     def brightness(self) -> np.ndarray:
         """Images from 0 to 1, ``[N, C, H, W]``."""

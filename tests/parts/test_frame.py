@@ -261,9 +261,26 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_asked() -> None:
     asked = Framed(Gaussian(Space((2,), classes=3)), Frame((2,)))
     free = Framed(Gaussian(Space((2,))), Frame((2,)))
+    told = Framed(Gaussian(Space((2,), features=2)), Frame((2,), 2))
+    levels = Framed(Gaussian(Space((4,))), Frame.fitted(bytes_of((1, 2, 2))))
     x = np.zeros((4, 2))
     for ask, said in (
-        (lambda: asked.log_prob(np.zeros((4, 3)), 0), r"rows of shape \(4, 3\) are asked about"),
+        (lambda: asked.log_prob(np.zeros((4, 3)), 0), r"rows of shape \(4, 3\) are given, and it takes \[N, 2\]"),
+        (lambda: free.log_prob(np.zeros(2)), r"rows of shape \(2,\) are given"),
+        (lambda: free.decode(np.zeros((4, 3))), r"noise of shape \(4, 3\) are given"),
+        (lambda: free.decode(np.zeros(2)), r"noise of shape \(2,\) are given"),
+        (lambda: free.log_prob([["a", "b"]]), "an array of numbers is asked for"),
+        (lambda: free.log_prob([[0, 1], [np.nan, 1]]), "row 1 has what is no finite number"),
+        (lambda: free.sample(-1), "-1 rows are asked for"),
+        (lambda: free.sample(2.5), "2.5 rows are asked for"),
+        (lambda: asked.sample(2, "cat"), "there is no such class among 3"),
+        (lambda: asked.sample(2, 1.5), "a class is no whole number"),
+        (lambda: told.sample(4, np.zeros(4)), r"conditions of shape \(4,\) are given, and it takes \[N, 2\]"),
+        (
+            lambda: levels.log_prob(np.full((1, 1, 2, 2), 300)),
+            "numbers from 300 to 300 are asked about, and there are 256",
+        ),
+        (lambda: levels.log_prob(np.full((1, 1, 2, 2), 0.5)), "it is of whole numbers, and there are others"),
         (lambda: asked.log_prob(x), "this density is conditioned on a class of 3. Name a condition."),
         (lambda: free.log_prob(x, 1), "this density is conditioned on nothing"),
         (lambda: asked.log_prob(x, 3), "there is no such class among 3. They are numbered from 0."),
@@ -271,3 +288,12 @@ def test_what_cannot_be_asked() -> None:
     ):
         with pytest.raises(DanluError, match=said):
             ask()
+
+
+def test_lists_and_names_are_taken_as_arrays_and_numbers() -> None:
+    asked = Framed(Gaussian(Space((2,), classes=3)), Frame((2,)))
+    asked.class_names = ("ant", "bee", "cow")
+    x = [[0.0, 1.0], [2.0, 3.0]]
+    assert torch.equal(asked.log_prob(x, ["bee", "cow"]), asked.log_prob(np.array(x), np.array([1, 2])))
+    assert torch.equal(asked.sample(3, "bee"), asked.sample(3, 1))
+    assert asked.sample(0, 1).shape == (0, 2)

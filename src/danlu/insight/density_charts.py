@@ -172,7 +172,7 @@ def _plane(
 ) -> Chart:
     """A chart of the plane, a unit across as long as one upwards where both are alike; wide where it has buttons."""
     across, up = x[1] - x[0], y[1] - y[0]
-    alike, width = 0.25 < across / up < 4, _WHOLE_WIDTH if top else _HALF
+    alike, width = up < 4 * across and across < 4 * up, _WHOLE_WIDTH if top else _HALF
     height = round(min(max(width * up / across, _LOWEST), _HIGHEST)) if alike else _LOWEST
     height += _AROUND + top
     figure_json(figure, height, legend=legend, x_title=names[0])

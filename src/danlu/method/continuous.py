@@ -17,6 +17,7 @@ class ContinuousMethod(DensityMethod, ABC):
 
     one_step = False
     takes_images = True
+    later = frozenset({"solver", "steps", "tolerance", "trace", "probe"})
 
     solver: Scheme = "dopri5"
     """How the field is followed from noise to rows and back: by dopri5, whose steps fit the tolerance, or in `steps` of
@@ -40,6 +41,8 @@ class ContinuousMethod(DensityMethod, ABC):
 
 class Guided(DensityMethod, ABC):
     """What is learned with and without what rows are conditioned on, so that rows can be guided."""
+
+    later = frozenset({"guidance"})
 
     condition_dropout: float = Field(0.0, ge=0, lt=1)
     """The share of rows that are learned from without being told what they are conditioned on."""

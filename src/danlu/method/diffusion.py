@@ -151,6 +151,7 @@ class Diffusion(Guided):
     """Diffusion: a network learns which noise is in a row, and takes it out step by step."""
 
     mechanism = "denoising"
+    later = Guided.later | {"sampling_steps", "bound_steps"}
     one_step = False
     takes_images = True
 

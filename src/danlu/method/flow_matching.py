@@ -43,6 +43,7 @@ class FlowMatching(ContinuousMethod, Guided):
     """Flow matching: a field of velocities learned on paths from noise to data."""
 
     mechanism = "regression of velocities"
+    later = ContinuousMethod.later | Guided.later
 
     path: PathName = "linear"
     """The way from noise to data: `linear`, at an even pace; or `trigonometric`, along a quarter of a circle."""

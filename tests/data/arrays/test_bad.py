@@ -56,8 +56,8 @@ CSV = {
     "whole": (
         b"a,b\n1.5,2\n2.5,7\n",
         {},
-        "t.csv: column 'b' holds whole numbers from 2 to 7, whose density has no bound. Set data.dequantize to true to add noise as "
-        "wide as a step, or to false to take them as real numbers; or condition rows on them: data.label=b.",
+        "t.csv: column 'b' holds whole numbers from 2 to 7, whose density has no bound. Set data.dequantize to true to add noise of "
+        "width 1, or to false to take them as real numbers; or condition rows on them: data.label=b.",
     ),
     "levels": (
         b"a\n0\n7\n",

@@ -16,6 +16,8 @@ from danlu.errors import DataError, RecipeError, did_you_mean
 MOST_CLASSES = 1000
 """As many classes rows may be conditioned on."""
 _LARGEST = float(np.finfo(np.float32).max)
+_FINEST = 1 << 10
+"""Steps of float32 that a column must have from end to end, or its values can hardly be told apart."""
 _BLOCK = 1 << 22
 """Numbers that are looked at at once."""
 
@@ -102,7 +104,16 @@ def settle_like(held: Arrays, trained: Arrays) -> Arrays:
     if held.seen is not None and trained.levels is not None:
         low, high = float(held.seen.low.min()), float(held.seen.high.max())
         _refuse_levels(low, high, trained.levels, "a row", held.origin)
-    return held.like(trained)
+    like = held.like(trained)
+    if held.seen is not None and any(trained.whole):
+        columns = trained.columns or ("",) * len(held.seen.whole)
+        noisy = trained.whole if trained.columns else (True,) * len(held.seen.whole)
+        odd = next((j for j, whole in enumerate(held.seen.whole) if noisy[j] and not whole), None)
+        if odd is not None:
+            which = f"column '{columns[odd]}' holds" if columns[odd] else "images hold"
+            what = f"{which} whole numbers where it is trained, and others here"
+            raise DataError(what, where=held.origin, do="Give data.held_out the same units as data.train.")
+    return like
 
 
 def _refuse_constant_labels(arrays: Arrays) -> None:
@@ -125,16 +136,25 @@ def _whole_columns(arrays: Arrays, seen: Seen, config: ArrayConfig) -> tuple[boo
         if low == high:
             what = f"column '{name}' is {low:g} in every row, and has no density"
             raise DataError(what, where=arrays.origin, do="Leave it out by data.columns.")
+        _refuse_too_fine(name, low, high, arrays.origin)
         if whole and config.dequantize == "auto":
             what = f"column '{name}' holds whole numbers from {low:g} to {high:g}, whose density has no bound"
             do = (
-                "Set data.dequantize to true to add noise as wide as a step, or to false to take them as real numbers; "
+                "Set data.dequantize to true to add noise of width 1, or to false to take them as real numbers; "
                 f"or condition rows on them: data.label={name}."
             )
             raise DataError(what, where=arrays.origin, do=do)
         if whole and levels is not None:
             _refuse_levels(low, high, levels, f"column '{name}'", arrays.origin)
     return tuple(bool(whole) and config.dequantize is not False for whole in seen.whole)
+
+
+def _refuse_too_fine(name: str, low: float, high: float, where: str) -> None:
+    """Refuse a column far from 0 whose values differ by less than float32 can tell."""
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if high - low < _FINEST * step:
+        what = f"column '{name}' lies between {low:.10g} and {high:.10g}, where float32 has steps of {step:.3g}"
+        raise DataError(what, where=where, do="Subtract an offset from it, as its mean, and save it anew.")
 
 
 def _image_levels(arrays: Arrays, seen: Seen, config: ArrayConfig) -> int | None:

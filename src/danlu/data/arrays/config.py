@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from danlu.config import Config
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Side = Annotated[int, Field(ge=1)]
+
+
+def _each_once(names: list[str]) -> list[str]:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"'{twice}' is named twice")
+    return names
 
 
 class ArrayConfig(Config):
@@ -27,7 +34,7 @@ class ArrayConfig(Config):
     is the toy's own."""
     seed: int | None = None
     """Of a toy's points, and of which rows are held out; null is the run's."""
-    columns: list[str] | None = None
+    columns: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = None
     """Of a table: the columns to take; null takes all but the label's. A table without names has f0, f1 and so on."""
     label: str | list[str] | None = None
     """What rows are conditioned on; null: on nothing. Of a table a column of texts or whole numbers, which are classes,
@@ -39,9 +46,9 @@ class ArrayConfig(Config):
     channels: Literal[1, 3] | None = None
     """Of a folder: 1 takes images as grey, 3 as colours; null is grey where all of them are."""
     dequantize: Literal["auto"] | bool | Annotated[int, Field(ge=2)] = "auto"
-    """Whether whole numbers get uniform noise as wide as the step between them, without which a density of them has no
-    bound: `auto` does so for images, and asks about columns of whole numbers; a number says how many levels there are,
-    from 0; false takes them as real numbers."""
+    """Whether whole numbers get uniform noise of width 1, without which a density of them has no bound: `auto` does so
+    for images, and asks about columns of whole numbers; a number says how many levels there are, from 0; false takes
+    them as real numbers."""
     logit: float | None = Field(default=None, gt=0, lt=0.5)
     """Alpha, where values of known levels, scaled to x in (0, 1), become logit(alpha + (1 - 2 alpha) x); null leaves
     them."""

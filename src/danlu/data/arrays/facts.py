@@ -21,12 +21,13 @@ class Facts:
     classes: tuple[str, ...]
     features: tuple[str, ...]
     levels: int | None
+    label: str = ""
 
     @staticmethod
     def of(arrays: Arrays) -> Facts:
         """Those of some rows."""
         a = arrays
-        return Facts(tuple(a.shape), a.kind, a.origin, a.columns, a.classes, a.features, a.levels)
+        return Facts(tuple(a.shape), a.kind, a.origin, a.columns, a.classes, a.features, a.levels, a.label)
 
     @property
     def size(self) -> int:
@@ -56,4 +57,5 @@ class Facts:
             classes,
             features,
             None if levels is None else int(levels),
+            str(told.get("label", "")),
         )

@@ -45,6 +45,7 @@ class Arrays:
         columns: the name of each column; none of images.
         classes: the name of each class; none where rows are not conditioned on one.
         features: the names of the numbers they are conditioned on; none where there are none.
+        label: what the classes are called as a column; "" where there are none, or it has no name.
         whole: the columns (or, of images, channels) of whole numbers that are to be dequantised, ``[D]`` or ``[C]``.
         levels: how many levels these have, from 0; None where that is not known.
         seen: what the columns of `x` hold; None where that is not asked.
@@ -62,6 +63,7 @@ class Arrays:
     levels: int | None = None
     seen: Seen | None = None
     rows: Int64[np.ndarray, " N"] | None = None
+    label: str = ""
 
     def __len__(self) -> int:
         return len(self.x) if self.rows is None else len(self.rows)
@@ -115,8 +117,11 @@ class Arrays:
             what = f"rows of shape {self.shape} are held out of rows of shape {other.shape}"
             raise DataError(what, where=self.origin, do="Give data.held_out the same columns or image sizes.")
         if self.columns != other.columns:
-            what = f"the columns {', '.join(self.columns)} are not those of {other.origin}"
-            raise DataError(what, where=self.origin, do=f"Name them as there: {', '.join(other.columns)}.")
+            told, known = ", ".join(self.columns), ", ".join(other.columns)
+            alike = sorted(self.columns) == sorted(other.columns)
+            what = f"the columns {told} are not {'in the order of' if alike else 'those of'} {other.origin}"
+            do = "Say their order by data.columns" if alike else "Name them as there"
+            raise DataError(what, where=self.origin, do=f"{do}: {known}.")
         if bool(self.classes) != bool(other.classes) or len(self.features) != len(other.features):
             raise DataError(
                 f"rows have other labels than those of {other.origin}", where=self.origin, do="Save both alike."

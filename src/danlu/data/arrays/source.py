@@ -23,6 +23,9 @@ class ArraySource:
         block: rows that are given together, the last ones of a step being fewer, maybe; None is all of a step.
         seed: orders follow from it.
         epochs: passes after which there are no more; None is without end.
+
+    Attributes:
+        consumed: rows drawn so far, over all passes.
     """
 
     def __init__(
@@ -31,30 +34,30 @@ class ArraySource:
         self._rows, self._step, self._seed = rows, step_rows, seed
         self._block = min(block or step_rows, step_rows)
         self._limit = None if epochs is None else epochs * rows
-        self._consumed = 0
+        self.consumed = 0
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     @property
     def exhausted(self) -> bool:
         """Whether there are no more rows."""
-        return self._limit is not None and self._consumed >= self._limit
+        return self._limit is not None and self.consumed >= self._limit
 
     @property
     def epochs(self) -> float:
         """Passes over the data so far, the unfinished one by its share."""
-        return self._consumed / self._rows
+        return self.consumed / self._rows
 
     def draw(self) -> list[Int64[np.ndarray, " B"]]:
         """The numbers of the next step's rows, block by block; fewer at the end of the last pass, and none after it."""
-        num = self._step if self._limit is None else min(self._step, self._limit - self._consumed)
+        num = self._step if self._limit is None else min(self._step, self._limit - self.consumed)
         drawn = self._next(num)
-        self._consumed += num
+        self.consumed += num
         if num <= self._block:
             return [drawn] if num else []
         return [drawn[start : start + self._block] for start in range(0, num, self._block)]
 
     def _next(self, num: int) -> Int64[np.ndarray, " B"]:
-        parts, at = [], self._consumed
+        parts, at = [], self.consumed
         while num:
             epoch, start = divmod(at, self._rows)
             if epoch != self._epoch:
@@ -66,7 +69,7 @@ class ArraySource:
 
     def state_dict(self) -> dict[str, Any]:
         """What was consumed so far, and of how many, as plain JSON."""
-        return {"consumed": self._consumed, "rows": self._rows, "seed": self._seed}
+        return {"consumed": self.consumed, "rows": self._rows, "seed": self._seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where a state was taken: the next row drawn is the one that came next then.
@@ -82,4 +85,4 @@ class ArraySource:
         if (rows, seed) != (self._rows, self._seed):
             what = f"the run drew from {rows} rows with seed {seed}, and now there are {self._rows} with {self._seed}"
             raise DataError(what, where="data.train", do="Give it the data it began with, or start anew.")
-        self._consumed = consumed
+        self.consumed = consumed

@@ -58,7 +58,8 @@ def read_table(path: Path, config: ArrayConfig) -> Arrays:
     facts = Seen(*(np.concatenate([getattr(one, field) for one in seen]) for field in ("low", "high", "whole")))
     condition, classes = _condition(table, config.label, place, str(path))
     features = () if classes else tuple(labels)
-    return Arrays(x, condition, "table", str(path), tuple(taken), classes, features, seen=facts)
+    label = labels[0] if classes else ""
+    return Arrays(x, condition, "table", str(path), tuple(taken), classes, features, seen=facts, label=label)
 
 
 def _condition(
