@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import danlu
-from danlu.data.arrays import ArraySource
+from danlu.data.arrays import ArraySource, load_arrays
 from danlu.density import Rows
 from danlu.density_experiment import DrawnRows, assemble_density
 from danlu.density_files import read_density
@@ -18,6 +18,7 @@ from danlu.engine.record import rows_of
 from danlu.errors import CheckpointError, DanluError
 from danlu.reading import read_recipe
 from danlu.sampling import require_density, sample_to
+from danlu.scoring import score
 
 QUICK = ("run.steps=2", "run.epochs=null", "run.threads=1", "data.step_rows=16", "model.hidden=[8]")
 
@@ -152,3 +153,38 @@ def test_a_field_given_vectors_draws_no_map_of_the_plane(tmp_path: Path) -> None
     shown = [event for event in rows_of(run / "events.jsonl") if event["kind"] == "density"]
     assert shown
     assert all("cloud" in event and "map" not in event for event in shown)
+
+
+@pytest.mark.parametrize("label", ["", "data.label=label"])
+def test_rows_of_a_file_are_scored_as_python_scores_them(tmp_path: Path, label: str) -> None:
+    run = trained(tmp_path, "realnvp", "data.train=digits", "method.scales=1", *([label] if label else []))
+    found = score(run, ["data.eval=digits"])["likelihood"]
+    assert found.counts == {"samples": 1797}
+    each = [record["log_likelihood"] for record in found.records]
+    assert found.metrics["log_likelihood"] == pytest.approx(np.mean(each))
+    assert found.metrics["bits_per_dim"] == pytest.approx(-np.mean(each) / 64 / np.log(2))
+    arrays, _ = load_arrays(read_recipe("realnvp", ["data.train=digits", *([label] if label else [])]).data, 0)
+    assert len(arrays) < 1797
+
+
+def test_scored_rows_are_those_of_the_file(tmp_path: Path) -> None:
+    given = columns()
+    run = trained(tmp_path, "nice", f"data.train={table(tmp_path, 't', **given)}")
+    other = table(tmp_path, "o", a=given["a"][:7], b=given["b"][:7])
+    found = score(run, [f"data.eval={other}"])["likelihood"]
+    rows = np.stack([given["a"][:7], given["b"][:7]], 1)
+    wanted = danlu.load_density(run).log_prob(rows)
+    assert [record["log_likelihood"] for record in found.records] == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_what_cannot_be_scored_is_told(tmp_path: Path) -> None:
+    run = trained(tmp_path, "nice", f"data.train={table(tmp_path, 't', **columns())}")
+    others = table(tmp_path, "o", a=columns()["a"], c=columns()["b"])
+    for overrides, said in (
+        ([], "one file is to be named whose rows are scored"),
+        ([f"data.eval={others}"], "the columns a, c are not those of"),
+        ([f"data.eval={others}", "method.steps=3"], "method.steps is part of what was learned"),
+    ):
+        with pytest.raises(DanluError) as caught:
+            score(run, overrides)
+        assert said in str(caught.value)

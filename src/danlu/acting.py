@@ -221,6 +221,7 @@ class ActingMethod(Method, ABC):
         mechanism: how, in two or three words, as a catalogue has it ("policy gradient", "temporal difference").
         acts_in: the kinds of action it can choose: of some ("discrete"), or as numbers ("continuous").
         finite: whether it needs a world of finitely many states.
+        by_episode: whether it takes whole episodes, one after another, rather than steps.
         remembers: how many steps its replay keeps; 0 where it has none. A property where a field says it.
     """
 
@@ -230,6 +231,7 @@ class ActingMethod(Method, ABC):
     mechanism: ClassVar[str] = ""
     acts_in: ClassVar[frozenset[str]] = frozenset({"discrete", "continuous"})
     finite: ClassVar[bool] = False
+    by_episode: ClassVar[bool] = False
 
     @property
     def remembers(self) -> int:
@@ -272,6 +274,10 @@ class ActingMethod(Method, ABC):
         if kind not in self.acts_in:
             what = f"{name} chooses {' or '.join(sorted(self.acts_in))} actions, and these are {in_words(action)}"
             raise UnsupportedError(what, where="data.env", do=_others(kind))
+        if isinstance(action, Box) and (len(action.shape) != 1 or np.dtype(action.dtype).kind != "f"):  # type: ignore[arg-type]
+            what = f"{name} chooses an array of real numbers with one axis, and actions are {in_words(action)}"
+            do = "Wrap the environment so that an action is one (gymnasium.wrappers.TransformAction)."
+            raise UnsupportedError(what, where="data.env", do=do)
         if self.finite and spaces.num_states is None:
             shown = in_words(spaces.observation)
             what = f"{name} keeps a number for each state, and there is no end of them in {shown}"

@@ -20,12 +20,13 @@ from danlu.engine.parallel import Parallel
 from danlu.engine.ranks import ALONE, Ranks
 from danlu.engine.record import Recorder
 from danlu.engine.turns import Turns
-from danlu.errors import DanluError, UnsupportedError
+from danlu.errors import DanluError, RecipeError, UnsupportedError
 from danlu.experience.source import Acted
 from danlu.gif import write_gif
 from danlu.random import fold
 from danlu.reading import dump_recipe
 from danlu.recipe_acting import ActingRecipe
+from danlu.registry import name_of
 from danlu.turning import loop_over
 from danlu.world.environments import Environments
 from danlu.world.recording import record
@@ -137,8 +138,8 @@ class ActingExperiment:
 
     def tried(self, agent: Agent) -> Sequence[float]:
         """What whole episodes come to without exploring."""
-        if self.environments is None or not self.recipe.data.eval_episodes:
-            return []
+        if self.environments is None or not self.recipe.data.eval_episodes or self.recipe.method.goal == "prediction":
+            return []  # a policy that is given comes to what it comes to
         num, longest = self.recipe.data.eval_episodes, self.recipe.data.eval_steps
         limit = min(longest, self.environments.limit or longest)
         seed = fold(self.recipe.run.seed, "measure") % 2**31
@@ -159,10 +160,12 @@ class ActingExperiment:
             return
         states = environments.spaces.num_states
         if states is not None and states <= _SHOWN_STATES:
-            every = torch.arange(states)
-            values, actions = self.policy.values(every), self.policy.act(every, None).actions
+            every = environments.spaces.first_state + torch.arange(states)
+            values, fields = self.policy.values(every), dict[str, Any]()
+            if self.recipe.method.goal != "prediction":
+                fields["actions"] = self.policy.act(every, None).actions.tolist()
             if values is not None:
-                yield "values", {"values": [round(float(v), 6) for v in values], "actions": actions.tolist()}
+                yield "values", {"values": [round(float(v), 6) for v in values], **fields}
         if self.recipe.data.record:
             yield "frames", self._recorded(run, step)
 
@@ -171,7 +174,8 @@ class ActingExperiment:
         data, policy = self.recipe.data, Policy(self.policy, self.recipe, self._averages)
         assert data.env is not None
         seed = fold(self.recipe.run.seed, "show") % 2**31
-        seen = record(data.env, policy.act, options=data.options, seed=seed, longest=data.time_limit or data.eval_steps)
+        longest, limit = data.time_limit or data.eval_steps, data.time_limit
+        seen = record(data.env, policy.act, options=data.options, seed=seed, longest=longest, time_limit=limit)
         path = run / "frames" / f"step-{step}.gif"
         path.parent.mkdir(exist_ok=True)
         write_gif(path, seen.frames, seen.frames_per_second)
@@ -206,6 +210,9 @@ def assemble_acting(recipe: ActingRecipe, ranks: Ranks = ALONE) -> ActingExperim
     if ranks.size > 1:
         what = f"an agent learns in one process, and these are {ranks.size}"
         raise UnsupportedError(what, do="Leave torchrun out; data.workers runs slow environments in processes.")
+    if recipe.data.workers and recipe.method.by_episode:
+        what = f"{name_of(type(recipe.method))} plays whole episodes, one after another and in this process"
+        raise RecipeError(what, where="data.workers", do="Leave it out, or choose a method that takes steps.")
     device = Device.choose("cpu" if recipe.run.device == "auto" else recipe.run.device, recipe.run.threads, ranks)
     environments = None if recipe.data.env is None else environments_of(recipe)
     try:

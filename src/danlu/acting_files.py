@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from danlu.acting import Agent
-from danlu.errors import CheckpointError
+from danlu.errors import CheckpointError, DataError
 from danlu.reading import dump_recipe, read_recipe
 from danlu.recipe_acting import ActingRecipe
-from danlu.spaces import Spaces
+from danlu.spaces import Spaces, in_words
+from danlu.world.checks import Stacked, brief
 from danlu.world.environments import Environments
 from danlu.world.normalizing import Statistics
 
@@ -30,6 +31,7 @@ def environments_of(
     seed: int | None = None,
     like: Environments | None = None,
     time_limit: int | None = None,
+    workers: int | None = None,
 ) -> Environments:
     """What a recipe's agent acts in.
 
@@ -39,6 +41,7 @@ def environments_of(
         seed: of all that is random in them; the recipe's by default.
         like: environments whose averages are used, and left as they are.
         time_limit: steps after which episodes are cut; the recipe's by default.
+        workers: processes they are stepped in; the recipe's by default.
 
     Raises:
         RecipeError, UnsupportedError: when there is no such environment, or its package is missing.
@@ -50,7 +53,7 @@ def environments_of(
         data.num_envs if num_envs is None else num_envs,
         seed=recipe.run.seed if seed is None else seed,
         options=data.options,
-        workers=0 if like is not None else data.workers,
+        workers=data.workers if workers is None else workers,
         normalize_observations=data.normalize_observations,
         normalize_rewards=data.normalize_rewards,
         gamma=recipe.method.discount,
@@ -120,14 +123,37 @@ class Policy:
         return self.recipe.data.time_limit
 
     def act(self, observation: Any) -> Any:
-        """What it thinks best: an action for an observation, or one for each of several, ``[N, ...]``."""
-        space = self.spaces.observation
-        seen = np.asarray(observation, dtype=space.dtype)
-        one = seen.ndim == len(space.shape or ())
+        """What it thinks best: an action for an observation, or one for each of several, ``[N, ...]``.
+
+        Raises:
+            DataError: for what is no observation of its space.
+        """
+        seen, one = self._seen(observation)
         seen = seen if self._statistics is None else self._statistics.normal(seen)
         chosen = self.agent.act(torch.from_numpy(seen[None] if one else seen), None).actions.numpy()
         chosen = self.spaces.possible(chosen)
         return (int(chosen[0]) if chosen.ndim == 1 else chosen[0]) if one else chosen
+
+    def _seen(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """Observations as an array, and whether it was one by itself."""
+        space = self.spaces.observation
+        known = Stacked(space, "observation")
+        try:
+            given = np.asarray(observation)
+            seen = given.astype(known.dtype)
+        except (TypeError, ValueError):
+            what = f"an observation is {brief(observation)}, and these lie in {in_words(space)}"
+            raise DataError(what, do="Give what the environment shows.") from None
+        one = seen.shape == known.shape
+        if not one and seen.shape[1:] != known.shape:
+            what = f"observations have shape {seen.shape}, and one of {in_words(space)} has {known.shape}"
+            raise DataError(what, do="Give one, or several as [N, ...].")
+        several = seen[None] if one else seen
+        changed = known.dtype.kind in "iub" and given.dtype.kind == "f" and bool((given != seen).any())
+        if changed or (bad := known.wrong(several)) is not None:
+            value = given if changed else several[bad]
+            raise DataError(known.describe(np.asarray(value)), do="Give what the environment shows.")
+        return seen, one
 
 
 def load_agent(path: str | Path) -> Policy:
@@ -148,7 +174,7 @@ def load_agent(path: str | Path) -> Policy:
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the agent's files cannot be read: {error}", where=folder) from error
-    environments = None if recipe.data.env is None else environments_of(recipe, num_envs=1)
+    environments = None if recipe.data.env is None else environments_of(recipe, num_envs=1, workers=0)
     agent = agent_of(recipe, environments)
     if environments is not None:
         environments.close()

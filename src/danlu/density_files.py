@@ -14,7 +14,7 @@ from danlu.density import Space
 from danlu.errors import CheckpointError, RecipeError
 from danlu.parts.frame import Frame
 from danlu.parts.framed import Framed
-from danlu.reading import dump_recipe, read_recipe
+from danlu.reading import AnyRecipe, dump_recipe, read_recipe
 from danlu.recipe_density import DensityRecipe
 from danlu.registry import name_of
 
@@ -75,6 +75,32 @@ def read_density(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Frame
         CheckpointError: see `load_density`.
         RecipeError: for fields that are part of what was learned.
     """
+    folder, recipe, facts = _read(path)
+    if overrides:
+        _refuse_learned(recipe, overrides)
+        recipe = _as_density(read_recipe(dump_recipe(recipe), overrides))
+    framed = density_of(recipe, facts, Frame(facts.shape, len(facts.features)))
+    try:
+        framed.load_state_dict(load_file(folder / _TENSORS))
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"the density's tensors do not fit it: {first}", where=folder) from error
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    framed.class_names = facts.classes
+    return framed.eval(), facts
+
+
+def recipe_of(path: str | Path) -> DensityRecipe:
+    """What a density was trained by.
+
+    Raises:
+        CheckpointError: see `load_density`.
+    """
+    return _read(path)[1]
+
+
+def _read(path: str | Path) -> tuple[Path, DensityRecipe, Facts]:
     folder = Path(path)
     folder = folder / "final" if (folder / "final" / _CONFIG).exists() else folder
     if not (folder / _CONFIG).exists():
@@ -82,24 +108,19 @@ def read_density(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Frame
         raise CheckpointError(f"there is no density here ({_CONFIG})", where=path, do=do)
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        recipe, facts = read_recipe(config["recipe"]), Facts.from_json(config["rows"])
-        assert isinstance(recipe, DensityRecipe)
-        tensors = load_file(folder / _TENSORS)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
-        raise CheckpointError(f"the density's files cannot be read: {error}", where=folder) from error
-    if overrides:
-        _refuse_learned(recipe, overrides)
-        again = read_recipe(config["recipe"], overrides)
-        assert isinstance(again, DensityRecipe)
-        recipe = again
-    framed = density_of(recipe, facts, Frame(facts.shape, len(facts.features)))
-    try:
-        framed.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"the density's tensors do not fit it: {first}", where=folder) from error
-    framed.class_names = facts.classes
-    return framed.eval(), facts
+        return folder, _as_density(read_recipe(config["recipe"])), Facts.from_json(config["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _as_density(recipe: AnyRecipe) -> DensityRecipe:
+    if not isinstance(recipe, DensityRecipe):
+        raise TypeError("its recipe is of something else")
+    return recipe
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"the density's files cannot be read: {error}", where=folder)
 
 
 def _refuse_learned(recipe: DensityRecipe, overrides: Sequence[str]) -> None:

@@ -45,8 +45,7 @@ def evaluate_model(
     recipe = read_eval_recipe(overrides)
     if not recipe.data.eval and not lm_eval:
         raise RecipeError("nothing to measure on is named", where="data.eval", do="Give data.eval=FILE.")
-    if out is not None and not Path(out).expanduser().parent.is_dir():
-        raise RecipeError("its folder does not exist", where=out, do="Make it, or name another.")
+    _refuse_nowhere(out)
     loaded = LanguageModel.load(model, adapters=adapters, trust_remote_code=trust_remote_code)
     _place(loaded, recipe.run)
     results = [] if loaded.adapters else _measured(loaded, recipe, lm_eval)
@@ -58,6 +57,29 @@ def evaluate_model(
     if out is not None:
         found.save(out)
     return found
+
+
+def score_rows(model: str | Path, overrides: Sequence[str] = (), *, out: str | Path | None = None) -> Evaluation:
+    """Score rows by a density and say what came of it; see `danlu.scoring.score`.
+
+    Args:
+        model: the density's directory, or its run's.
+        overrides: "data.eval=FILE", and fields of its method.
+        out: where all of it is written as JSON, a record a row.
+    """
+    from danlu.scoring import score
+
+    _refuse_nowhere(out)
+    found = score(model, overrides)
+    show(found)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _refuse_nowhere(out: str | Path | None) -> None:
+    if out is not None and not Path(out).expanduser().parent.is_dir():
+        raise RecipeError("its folder does not exist", where=out, do="Make it, or name another.")
 
 
 def _measured(loaded: LanguageModel, recipe: EvalRecipe, lm_eval: Sequence[str]) -> list[Result]:

@@ -142,9 +142,15 @@ def eval_(
     adapter: Annotated[list[str] | None, _ADAPTER] = None,
     trust: Annotated[bool, _TRUST] = False,
 ) -> None:
-    """Measure a model: loss, perplexity, bits per byte, accuracy; answers; tasks of lm-eval."""
-    from danlu.eval_terminal import evaluate_model
+    """Measure a model: loss, perplexity, accuracy; answers; tasks of lm-eval; how likely rows are under a density."""
+    from danlu.eval_terminal import evaluate_model, score_rows
+    from danlu.sampling import is_density
 
+    if is_density(model):
+        told = {name for name, given in (("lm_eval", lm_eval), ("adapter", adapter), ("trust", trust)) if given}
+        _refuse(told, "a density answers no questions", "Score rows by it: data.eval=FILE.")
+        score_rows(model, overrides or [], out=out)
+        return
     tasks = [task for task in lm_eval.split(",") if task]
     evaluate_model(model, overrides or [], lm_eval=tasks, out=out, adapters=adapter or (), trust_remote_code=trust)
 

@@ -46,7 +46,9 @@ class ActingRecipe(Config):
     def _consistent(self) -> Self:
         if self.run.steps is None and self.data.env_steps is None:
             raise ValueError("a run is so many turns or so many steps in its world: set run.steps or data.env_steps")
-        name = name_of(type(self.method))
+        name, start, steps = name_of(type(self.method)), getattr(self.method, "start", 0), self.data.env_steps
+        if steps is not None and start > steps:
+            raise ValueError(f"{name} learns from step {start} on (method.start), and data.env_steps is {steps}")
         if self.method.goal != "approximation" and self.data.env is None:
             raise ValueError(f"{name} acts, and no world is named: set data.env, gridworld say")
         if self.method.level != "network" and self.model is not None:

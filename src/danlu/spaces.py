@@ -46,6 +46,11 @@ class Spaces:
         return int(self.observation.n) if isinstance(self.observation, Discrete) else None
 
     @property
+    def first_state(self) -> int:
+        """What the states of a finite world are counted from."""
+        return int(self.observation.start) if isinstance(self.observation, Discrete) else 0
+
+    @property
     def num_actions(self) -> int | None:
         """How many actions there are to choose from; None where they are numbers."""
         return int(self.action.n) if isinstance(self.action, Discrete) else None
@@ -71,7 +76,8 @@ class Spaces:
         if isinstance(space, Discrete):
             return nn.functional.one_hot(observations - int(space.start), int(space.n)).float()
         if isinstance(space, MultiDiscrete):
-            each = [nn.functional.one_hot(observations[..., i], int(n)) for i, n in enumerate(space.nvec.flatten())]
+            from_zero = observations - torch.as_tensor(space.start, device=observations.device)
+            each = [nn.functional.one_hot(from_zero[..., i], int(n)) for i, n in enumerate(space.nvec.flatten())]
             return torch.cat(each, -1).float()
         lead = observations.dim() - len(space.shape or ())
         return observations.flatten(lead).float() if observations.dim() > lead else observations.float()[..., None]

@@ -38,6 +38,15 @@ def test_a_faulty_step_of_one_by_itself_is_told_by_step_and_action(fault: str) -
         single.step(np.asarray(1))
 
 
+def test_an_array_of_one_number_is_a_reward() -> None:
+    environments = Environments(FAULTY, 2, options={"fault": "one reward"})
+    environments.reset()
+    assert environments.step(np.ones(2, int)).rewards.tolist() == [0.5, 0.5]
+    single = Single(make(FAULTY, {"fault": "one reward"}), None)
+    single.begin(0)
+    assert single.step(np.asarray(1))[1] == 0.5
+
+
 @pytest.mark.parametrize("fault", ["raises", "nan reward"])
 def test_a_fault_in_a_process_of_its_own_is_told_too(fault: str) -> None:
     with Environments(FAULTY, 3, options={"fault": fault}, workers=2) as environments:
@@ -108,7 +117,7 @@ def test_an_unknown_id_is_told(name: str, says: str) -> None:
 
 
 def test_a_package_of_environments_that_is_missing_is_named() -> None:
-    with pytest.raises(UnsupportedError, match="pip install ale-py"):
+    with pytest.raises(UnsupportedError, match="pip install ale-py`, and name its module: data.env=ale_py:ALE/Pong-v5"):
         find("ALE/Pong-v5")
 
 

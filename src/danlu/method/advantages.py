@@ -163,9 +163,12 @@ class OnPolicy:
 
     @property
     def explained(self) -> float:
-        """The share of the returns' variance that the values said: 1 is all of it; 0 or less is of no use."""
+        """The share of the returns' variance that the values said: 1 is all of it; 0 or less is of no use.
+
+        Returns that are all alike have none, and it is 0.
+        """
         var = float(self.returns.var(correction=0))
-        return 1 - float((self.returns - self.values).var(correction=0)) / var if var else float("nan")
+        return 1 - float((self.returns - self.values).var(correction=0)) / var if var else 0.0
 
 
 def standardised(advantages: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

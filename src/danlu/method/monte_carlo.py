@@ -72,6 +72,7 @@ class MonteCarlo(FiniteMethod):
     """
 
     mechanism: ClassVar[str] = "Monte Carlo"
+    by_episode: ClassVar[bool] = True
 
     longest: int = Field(100, ge=1)
     """Steps after which an episode is cut short; rewards beyond are worth gamma^longest of themselves."""

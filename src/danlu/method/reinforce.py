@@ -39,6 +39,7 @@ class Reinforce(Discounting):
     """REINFORCE: actions become likelier the more their episode came to after them."""
 
     mechanism: ClassVar[str] = "policy gradient"
+    by_episode: ClassVar[bool] = True
 
     episodes: int = Field(8, ge=1)
     """Whole episodes that an update is made of."""

@@ -33,9 +33,10 @@ class Stacked:
 
     def __init__(self, space: Space[Any], what: str) -> None:
         if not isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete):
-            do = "Wrap the environment so that it has one array (gymnasium.wrappers.FlattenObservation)."
+            wrapper = " (gymnasium.wrappers.FlattenObservation)" if what == "observation" else ""
+            do = f"Register it wrapped so that it has one array{wrapper} in a module, and name it: data.env=module:Id."
             said = f"{what}s lie in {type(space).__name__}, which has no array of its own"
-            raise UnsupportedError(said, where="data.env", do=do if what == "observation" else "")
+            raise UnsupportedError(said, where="data.env", do=do)
         self.space = space
         self.what = what
         self.dtype = np.dtype(np.int64) if isinstance(space, Discrete) else np.dtype(space.dtype)  # type: ignore[arg-type]
@@ -122,6 +123,38 @@ class Actions(Stacked):
             do = "Clip what the agent does to the bounds." if self.dtype.kind == "f" else ""
             raise RunError(self.describe(given[bad]), where=f"{where}, environment {bad}", do=do)
         return np.array(given, self.dtype)
+
+
+def reward_of(reward: Any, where: str) -> float:
+    """A reward as a number, an array of one number being one, too.
+
+    Raises:
+        RunError: for anything else.
+    """
+    try:
+        return float(np.asarray(reward).item())
+    except (TypeError, ValueError):
+        what = f"the reward is {brief(reward)}, which is not one number"
+        raise RunError(what, where=where, do="Mend the environment's reward.") from None
+
+
+def answer_of(answer: Any, where: str) -> tuple[Any, ...]:
+    """What `step` gave, when that is five values.
+
+    Raises:
+        RunError: when it is not.
+    """
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        given = f"{len(answer)} values" if isinstance(answer, tuple) else f"a {type(answer).__name__}"
+        do = "Let it give observation, reward, terminated, truncated and info, as Gymnasium has it."
+        raise RunError(f"its step gives {given} where five are asked for", where=where, do=do)
+    return answer
+
+
+def raised(error: BaseException, done: str) -> str:
+    """That something was raised while something was done, in one line."""
+    said = " ".join(str(error).split())
+    return f"it raised {type(error).__name__} when it was {done}" + (f": {said}" if said else "")
 
 
 def brief(value: Any, longest: int = 160) -> str:

@@ -29,7 +29,7 @@ class WorldConfig(Config):
     normalize_rewards: bool = False
     """Scale rewards so that discounted returns have variance 1, as seen so far."""
     env_steps: int | None = Field(None, ge=1)
-    """Steps of all environments that are taken, at most; the run ends with them."""
+    """Steps of all environments together, after which the run ends: with the turn in which they are reached."""
     eval_episodes: int = Field(10, ge=0)
     """Whole episodes, without exploring, that the agent is measured by."""
     eval_steps: int = Field(10_000, ge=1)

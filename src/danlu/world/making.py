@@ -20,7 +20,13 @@ _SHORT = {"gridworld": GRIDWORLD}
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "toy_text": "toy-text", "classic_control": "classic-control"}
 _OUR_OWN = "mujoco"
 """What Danlu installs, too."""
-_PACKAGES = {"ALE": "ale-py", "MiniGrid": "minigrid", "BabyAI": "minigrid", "dm_control": "shimmy"}
+_PACKAGES = {
+    "ALE": ("ale-py", "ale_py"),
+    "MiniGrid": ("minigrid", "minigrid"),
+    "BabyAI": ("minigrid", "minigrid"),
+    "dm_control": ("shimmy", "shimmy"),
+}
+"""By what their environments' names begin with: packages, and the modules that register them."""
 _JAX = ("phys2d", "tabular")
 _OF_ALL = {"self", "args", "kwargs", "render_mode"}
 
@@ -64,7 +70,8 @@ def find(env_id: str) -> EnvSpec:
     namespace = name.partition("/")[0] if "/" in name else name.partition("-")[0]
     if namespace in _PACKAGES:
         what = f"'{name}' comes with a package that is not installed, or not imported"
-        do = f"Run `pip install {_PACKAGES[namespace]}`, and name its module: 'module:{name}'."
+        package, its_module = _PACKAGES[namespace]
+        do = f"Run `pip install {package}`, and name its module: data.env={its_module}:{name}."
         raise UnsupportedError(what, where="data.env", do=do)
     raise RecipeError(f"there is no environment '{name}'", where="data.env", do=_near(name))
 

@@ -46,6 +46,7 @@ def record(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     longest: int = 1000,
+    time_limit: int | None = None,
     prepare: Callable[[gymnasium.Env[Any, Any]], None] | None = None,
 ) -> Recording:
     """Play one episode, and take a picture at each step.
@@ -56,13 +57,14 @@ def record(
         options: what the environment takes.
         seed: of the episode.
         longest: steps after which it is cut, where it is not before.
+        time_limit: see `danlu.world.making.make`.
         prepare: is given the environment first, as to say what a grid world draws over its cells.
 
     Raises:
         UnsupportedError: where it draws no pictures, or a package to draw them is missing.
         RunError: where the environment or the agent fails.
     """
-    made = make_seen(env_id, options, "rgb_array")
+    made = make_seen(env_id, options, "rgb_array", time_limit=time_limit)
     try:
         if prepare is not None:
             prepare(made.env.unwrapped)

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from danlu.errors import DanluError, RunError, UnsupportedError
-from danlu.world.checks import Actions, Stacked, brief
+from danlu.world.checks import Actions, Stacked, answer_of, brief, raised, reward_of
 from danlu.world.finite import start_at
 from danlu.world.making import Made
 
@@ -57,8 +57,9 @@ class Single:
         where += f", action {brief(taken if taken.ndim else taken.item())}"
 
         def step() -> tuple[Any, float, bool, bool]:
-            shown, reward, terminated, truncated, _ = self._env.step(taken if taken.ndim else taken.item())
-            return shown, float(reward), bool(terminated), bool(truncated)
+            answer = answer_of(self._env.step(taken if taken.ndim else taken.item()), where)
+            shown, reward, terminated, truncated, _ = answer
+            return shown, reward_of(reward, where), bool(terminated), bool(truncated)
 
         shown, reward, terminated, truncated = self._asked(step, "stepped", where)
         if not math.isfinite(reward):
@@ -83,5 +84,5 @@ class Single:
             raise
         except DependencyNotInstalled as error:
             raise UnsupportedError(f"'{self._name}' needs a package that is missing: {error}", where=where) from error
-        except Exception as error:
-            raise RunError(f"it raised {type(error).__name__} when it was {done}: {error}", where=where) from error
+        except (Exception, SystemExit) as error:
+            raise RunError(raised(error, done), where=where) from error

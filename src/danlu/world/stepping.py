@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from danlu.errors import DanluError, RunError
-from danlu.world.checks import Stacked, brief
+from danlu.world.checks import Stacked, answer_of, brief, raised, reward_of
 from danlu.world.making import make
 
 
@@ -126,9 +126,14 @@ class Simulators(Stepper):
             for index, env in enumerate(self.envs):
                 if progress is not None:
                     progress(index)
-                shown, reward, terminated[index], truncated[index], _ = env.step(taken[index])
+                answer = env.step(taken[index])
+                if type(answer) is not tuple or len(answer) != 5:
+                    answer = answer_of(answer, self._where(index, actions))
+                shown, reward, terminated[index], truncated[index], _ = answer
+                if type(reward) is not float:
+                    reward = reward_of(reward, self._where(index, actions))
                 rewards[index] = reward
-                total += float(reward)
+                total += reward
                 fits = type(shown) is np.ndarray and shown.shape == shape and shown.dtype == dtype
                 if fits or (scalar and type(shown) is int):
                     following[index] = shown
@@ -136,7 +141,7 @@ class Simulators(Stepper):
                     following[index] = self._observations.check(shown, self._where(index, actions))
         except DanluError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failed("stepped", index, error, actions) from error
         self._see(following, range(num), actions)
         if not math.isfinite(total) and not np.isfinite(rewards).all():
@@ -151,7 +156,7 @@ class Simulators(Stepper):
         try:
             for action in actions.tolist() if self._scalar else actions:
                 shown = self.envs[index].step(action)[0]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failed("replayed", index, error, None) from error
         self._elapsed[index] = len(actions)
         return np.asarray(self._observations.check(shown, self._where(index, None)), self._observations.dtype)
@@ -188,7 +193,7 @@ class Simulators(Stepper):
             shown, _ = self.envs[index].reset(seed=seed)
         except DanluError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failed(f"reset with seed {seed}", index, error, None) from error
         self._elapsed[index] = 0
         return self._observations.check(shown, self._where(index, None))
@@ -208,6 +213,5 @@ class Simulators(Stepper):
         action = actions[index] if actions[index].ndim else actions[index].item()
         return f"{place}, step {self._elapsed[index] + 1} of its episode, action {brief(action)}"
 
-    def _failed(self, done: str, index: int, error: Exception, actions: np.ndarray | None) -> RunError:
-        what = f"it raised {type(error).__name__} when it was {done}: {error}"
-        return RunError(what, where=self._where(index, actions))
+    def _failed(self, done: str, index: int, error: BaseException, actions: np.ndarray | None) -> RunError:
+        return RunError(raised(error, done), where=self._where(index, actions))

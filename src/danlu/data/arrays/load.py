@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from danlu.data.arrays import npy, tabular
 from danlu.data.arrays.checks import settle, settle_like
 from danlu.data.arrays.config import ArrayConfig
+from danlu.data.arrays.facts import Facts
 from danlu.data.arrays.images import LABEL, digits, folder, refuse_label
 from danlu.data.arrays.npy import read_npy
 from danlu.data.arrays.rows import Arrays
@@ -40,6 +44,26 @@ def load_arrays(config: ArrayConfig, seed: int) -> tuple[Arrays, Arrays]:
     num = min(max(round(config.held_out * len(whole)), 1), len(whole) - 1)
     order = ordered(len(whole), "held out", seed)
     return whole.part(order[num:]), whole.part(order[:num])
+
+
+def load_like(name: str, config: ArrayConfig, seed: int, facts: Facts, whole: Sequence[bool]) -> Arrays:
+    """Rows of another file as those are that a density knows.
+
+    Args:
+        name: the file, folder or toy.
+        config: how it was read what the density was trained on.
+        seed: of a toy's points.
+        facts: what the rows are that it was trained on.
+        whole: which of their columns, or channels, are dequantised.
+
+    Raises:
+        DataError: when these are none of the same kind.
+        RecipeError, UnsupportedError: see `load_arrays`.
+    """
+    none = np.zeros((0, *facts.shape), np.float32)
+    names = (facts.columns, facts.classes, facts.features)
+    known = Arrays(none, None, facts.kind, facts.origin, *names, tuple(whole), facts.levels)
+    return settle_like(_read(name, config, seed), known)
 
 
 def _read(name: str, config: ArrayConfig, seed: int) -> Arrays:
