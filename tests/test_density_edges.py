@@ -55,6 +55,11 @@ def test_a_column_that_float32_cannot_tell_apart_is_refused(tmp_path: Path) -> N
     assert "Subtract an offset" in said
 
 
+def test_semicolons_between_columns_are_told(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a;b\n1,5;2,5\n", encoding="utf-8")
+    assert "columns stand between semicolons" in refusal("nice", f"data.train={tmp_path / 't.csv'}")
+
+
 def test_a_column_named_twice_or_none_is_refused(tmp_path: Path) -> None:
     file = table(tmp_path, "t", **columns())
     assert "'a' is named twice" in refusal("nice", f"data.train={file}", "data.columns=[a,a]")

@@ -296,7 +296,8 @@ def options_of(network: Config | None, default: Config, kinds: tuple[type[Config
         return default
     if not isinstance(network, kinds):
         known = " or ".join(kind.__name__.lower() for kind in kinds)
-        raise UnsupportedError(f"this method's network is {known}, not {type(network).__name__}", where="model")
+        what = f"this method's network is {known}, not {type(network).__name__.lower()}"
+        raise UnsupportedError(what, where="model", do=f"Set model to {known}, or choose another method.")
     return network
 
 

@@ -174,7 +174,7 @@ def test_the_log_determinant_is_that_of_the_jacobian(name: str, fields: dict[str
 def test_a_network_that_is_none_of_numbers_is_refused(name: str) -> None:
     from danlu.engine.schedule import Cosine
 
-    with pytest.raises(UnsupportedError, match="network is mlp, not Cosine"):
+    with pytest.raises(UnsupportedError, match="network is mlp, not cosine"):
         lookup("method", name)().density(Space((4,)), Cosine(), 0)
 
 

@@ -167,6 +167,8 @@ def _csv(path: Path) -> tuple[pa.Table, Place]:
 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     names = _first_cells(path, delimiter)
+    if len(names) == 1 and ";" in names[0] and delimiter == ",":
+        raise DataError("columns stand between semicolons", where=path, do="Save it with commas between them.")
     headed = not all(_is_number(name) for name in names)
 
     def read(kinds: dict[str, Any], *, threads: bool) -> pa.Table:
