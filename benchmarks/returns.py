@@ -69,7 +69,6 @@ def train(name: str, world: str, steps: int, seed: int, threads: int) -> Facts:
             "data.env_steps": steps,
             "data.eval_episodes": EPISODES,
             "run.seed": seed,
-            "run.threads": threads,
             "run.eval_every": 1_000_000,
             "run.checkpoint_every": 1_000_000,
             "run.out": f"{folder}/run",
