@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import danlu
+from danlu.acting import Agent, Choice
+from danlu.acting_experiment import assemble_acting
 from danlu.engine.record import rows_of
-from danlu.errors import DanluError
+from danlu.errors import DanluError, RunError
+from danlu.reading import read_recipe
+from danlu.recipe_acting import ActingRecipe
 from danlu.training import dry_run
 
 sys.path.insert(0, str(Path(__file__).parent / "world"))
@@ -71,10 +77,23 @@ def test_whole_episodes_are_played_in_this_process(tmp_path: Path, method: str) 
     assert "data.workers" in str(caught.value)
 
 
-def test_an_environment_that_hangs_while_it_is_measured_is_told(tmp_path: Path) -> None:
-    hanging = ("data.options={fault: hangs}", "data.workers=1", "data.num_envs=2", "data.timeout=2")
-    with pytest.raises(DanluError, match="said nothing for 2 s during a step"):
-        trained(tmp_path, "dqn", WORLD("Faulty"), *hanging, "model.hidden=[4]", "run.seed=1", "data.eval_steps=40")
+class Hanged(Agent):
+    """Does what hangs."""
+
+    def act(self, observations: Tensor, chance: torch.Generator | None) -> Choice:
+        return Choice(torch.ones(len(observations), dtype=torch.int64))
+
+
+def test_an_environment_that_hangs_while_it_is_measured_is_told() -> None:
+    told = ("data.options={fault: hangs}", "data.workers=1", "data.timeout=2")
+    recipe = read_recipe("dqn", [f"data.env={WORLD('Faulty')}", *told])
+    assert isinstance(recipe, ActingRecipe)
+    experiment = assemble_acting(recipe)
+    try:
+        with pytest.raises(RunError, match="said nothing for 2 s during a step with action 1"):
+            experiment.tried(Hanged(experiment.policy.spaces))
+    finally:
+        experiment.close()
 
 
 def test_a_run_that_would_end_before_it_learns_is_refused() -> None:

@@ -97,6 +97,7 @@ class Policy:
 
     def __init__(self, agent: Agent, recipe: ActingRecipe, averages: Mapping[str, Any] | None) -> None:
         self.agent, self.recipe = agent, recipe
+        self._shown = Stacked(agent.spaces.observation, "observation")
         self._statistics: Statistics | None = None
         if averages is not None:
             self._statistics = Statistics(agent.spaces.observation.shape, None)
@@ -136,8 +137,7 @@ class Policy:
 
     def _seen(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Observations as an array, and whether it was one by itself."""
-        space = self.spaces.observation
-        known = Stacked(space, "observation")
+        space, known = self.spaces.observation, self._shown
         try:
             given = np.asarray(observation)
             seen = given.astype(known.dtype)

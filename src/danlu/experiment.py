@@ -36,7 +36,6 @@ from danlu.recipe import HubModel, Recipe
 from danlu.turning import loop_over, planned
 from danlu.units import duration
 
-_MEASUREMENTS = 10
 _UNRENDERED = {"text", "tokens", "preference/text"}
 """Shapes of rows that no template renders."""
 

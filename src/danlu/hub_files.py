@@ -41,7 +41,7 @@ def local_directory(model: str | Path) -> Path:
 
 
 _OTHERS = (
-    ("density.json", "a density", "Make rows of it by danlu generate, or score rows by danlu.load_density."),
+    ("density.json", "a density", "Make rows of it by danlu generate, or score rows by danlu eval."),
     ("agent.json", "an agent", "Watch it by danlu play, or let it act by danlu.load_agent."),
 )
 """What else may lie in a directory that training has left: its file, what it is, and what it is for."""

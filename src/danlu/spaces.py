@@ -48,7 +48,12 @@ class Spaces:
     @property
     def first_state(self) -> int:
         """What the states of a finite world are counted from."""
-        return int(self.observation.start) if isinstance(self.observation, Discrete) else 0
+        return _first(self.observation)
+
+    @property
+    def first_action(self) -> int:
+        """What the actions there are to choose from are counted from."""
+        return _first(self.action)
 
     @property
     def num_actions(self) -> int | None:
@@ -81,3 +86,7 @@ class Spaces:
             return torch.cat(each, -1).float()
         lead = observations.dim() - len(space.shape or ())
         return observations.flatten(lead).float() if observations.dim() > lead else observations.float()[..., None]
+
+
+def _first(space: Space[Any]) -> int:
+    return int(space.start) if isinstance(space, Discrete) else 0

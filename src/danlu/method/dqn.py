@@ -53,7 +53,7 @@ class QAgent(Agent):
         super().__init__(spaces)
         num, key = spaces.num_actions, fold(seed, "q")
         assert num is not None, "actions are a choice"
-        self.start = int(getattr(spaces.action, "start", 0))
+        self.start = spaces.first_action
         self.q = Networks(spaces.features, (num,), network, seed=key)
         self.target = Networks(spaces.features, (num,), network, seed=key).requires_grad_(False)
         self.epsilon = 1.0

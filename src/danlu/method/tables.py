@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class TableAgent(Agent):
     def __init__(self, spaces: Spaces) -> None:
         super().__init__(spaces)
         self.num_states, self.num_actions = sizes(spaces)
-        self.first_state, self.first_action = _first(spaces.observation), _first(spaces.action)
+        self.first_state, self.first_action = spaces.first_state, spaces.first_action
 
     def rows(self, observations: Tensor) -> np.ndarray:
         """The states that observations are, counted from 0."""
@@ -188,10 +187,6 @@ def fixed_policy(actions: tuple[int, ...], epsilon: float, num_states: int, num_
     policy = torch.full((num_states, num_actions), epsilon / num_actions, dtype=torch.float64)
     policy[torch.arange(num_states), torch.tensor(actions)] += 1 - epsilon
     return policy
-
-
-def _first(space: object) -> int:
-    return int(space.start) if isinstance(space, Discrete) else 0
 
 
 class FiniteMethod(Discounting):

@@ -112,7 +112,7 @@ def settle_like(held: Arrays, trained: Arrays) -> Arrays:
         if odd is not None:
             which = f"column '{columns[odd]}' holds" if columns[odd] else "images hold"
             what = f"{which} whole numbers where it is trained, and others here"
-            raise DataError(what, where=held.origin, do="Give data.held_out the same units as data.train.")
+            raise DataError(what, where=held.origin, do="Give both in the same units.")
     return like
 
 
