@@ -290,6 +290,13 @@ def test_what_cannot_be_asked() -> None:
             ask()
 
 
+def test_single_numbers_may_be_told_one_a_row() -> None:
+    told = Framed(Gaussian(Space((2,), features=1)), Frame((2,), 1))
+    x, numbers = np.ones((3, 2)), np.array([0.5, 1.0, 2.0])
+    assert torch.equal(told.log_prob(x, numbers), told.log_prob(x, numbers[:, None]))
+    assert told.sample(4, 0.5).shape == told.sample(4, [0.5]).shape == (4, 2)
+
+
 def test_lists_and_names_are_taken_as_arrays_and_numbers() -> None:
     asked = Framed(Gaussian(Space((2,), classes=3)), Frame((2,)))
     asked.class_names = ("ant", "bee", "cow")

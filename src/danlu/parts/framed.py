@@ -208,6 +208,7 @@ class Framed(nn.Module):
                 raise DataError(f"there is no such class among {space.classes}", do=f"They are numbered from 0.{known}")
         else:
             told = self._tensor(condition)  # type: ignore[arg-type]
+            told = told[:, None] if told.ndim == 1 and space.features == 1 else told
             if told.ndim > 2 or (told.numel() if told.ndim < 2 else told.shape[1]) != space.features:
                 raise _misshapen("conditions", told, (space.features,))
             told = told.reshape(-1, space.features)
