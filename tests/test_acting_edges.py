@@ -68,6 +68,8 @@ def test_what_values_a_given_policy_is_not_measured_by_returns(tmp_path: Path, m
     run = trained(tmp_path, "gridworld", "gridworld", f"method={method}")
     assert not any("held_out_return" in row for row in rows_of(run / "metrics.jsonl"))
     assert all("actions" not in event for event in events(run, "values"))
+    assert "nothing was gained" not in (run / "report.html").read_text()
+    assert "A given policy is valued" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("method", ["reinforce", "monte_carlo_epsilon_greedy"])

@@ -154,8 +154,9 @@ def _(experiment: DensityExperiment) -> dict[str, Any]:
 def _(experiment: ActingExperiment) -> dict[str, Any]:
     kept = {name: value.numel() for name, value in experiment.policy.state_dict().items()}
     trained = sum(p.numel() for p in experiment.policy.parameters() if p.requires_grad)
-    method = name_of(type(experiment.recipe.method))
-    return {"agent": method, "parameters": sum(kept.values()), "trainable": trained}
+    method = experiment.recipe.method
+    agent = {"agent": name_of(type(method)), "goal": method.goal}
+    return {**agent, "parameters": sum(kept.values()), "trainable": trained}
 
 
 @model_facts.register

@@ -92,6 +92,9 @@ def judge_acting(record: Record) -> Fit:
     error = record.curve("error")
     if len(error) and (error.values >= 0).all():
         return judge_error(error, "error")
+    model = record.last("model")
+    if model is not None and model.text("goal") == "prediction":
+        return Fit("not measured", "A given policy is valued, which changes none of its returns: see its values.")
     held_out, train = record.curve("held_out_return"), record.curve("return")
     if not len(held_out) and not len(train):
         return Fit("not measured", "No return has been measured, and no error is known.")
